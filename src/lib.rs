@@ -1,0 +1,3 @@
+//! scumble turns text into pictures with hand-written WGSL compute kernels.
+pub mod error;
+pub mod tensor;
