@@ -1,3 +1,6 @@
 //! scumble turns text into pictures with hand-written WGSL compute kernels.
 pub mod error;
+pub mod gpu;
+pub mod graph;
+pub mod kernels;
 pub mod tensor;
