@@ -151,6 +151,11 @@ pub enum Layout {
         /// Stored element type.
         dtype: DType,
     },
+    /// Numbers that no checkpoint holds, in f32.
+    Constant {
+        /// The numbers.
+        values: Vec<f32>,
+    },
 }
 
 /// One weight: which tensors it is made of and how.
@@ -172,6 +177,7 @@ impl WeightSpec {
                 (rows.len().next_multiple_of(32) * columns.len() * *taps as usize * dtype.bytes()) as u64
             }
             Layout::Vector { rows } => (rows.len().next_multiple_of(32) * 4) as u64,
+            Layout::Constant { values } => (values.len().next_multiple_of(32) * 4) as u64,
             Layout::Table { count, channels, dtype, .. } => {
                 u64::from(*count) * u64::from(vectors(*channels)) * vector_bytes(*dtype)
             }
@@ -277,12 +283,28 @@ impl Graph {
         WeightId(self.weights.len() as u32 - 1)
     }
 
+    /// Declares numbers that no checkpoint holds.
+    pub fn constant(&mut self, values: Vec<f32>) -> WeightId {
+        self.weight(WeightSpec { part: 0, keys: Vec::new(), layout: Layout::Constant { values } })
+    }
+
+    /// Appends an operation with several outputs.
+    pub fn push_many(
+        &mut self,
+        label: &str,
+        call: Call,
+        inputs: Vec<Operand>,
+        outputs: &[(Shape, DType)],
+    ) -> Vec<Value> {
+        let label = format!("{label}:{}", call.variant.stem);
+        let outputs: Vec<Value> = outputs.iter().map(|(shape, dtype)| self.value(&label, *shape, *dtype)).collect();
+        self.nodes.push(Node { label, call, inputs, outputs: outputs.clone() });
+        outputs
+    }
+
     /// Appends an operation with one output.
     pub fn push(&mut self, label: &str, call: Call, inputs: Vec<Operand>, shape: Shape, dtype: DType) -> Value {
-        let label = format!("{label}:{}", call.variant.stem);
-        let value = self.value(&label, shape, dtype);
-        self.nodes.push(Node { label, call, inputs, outputs: vec![value] });
-        value
+        self.push_many(label, call, inputs, &[(shape, dtype)])[0]
     }
 
     /// Remembers the first fault that a later step must report before anything runs.
