@@ -1,0 +1,3 @@
+//! The networks, and the configs that describe them.
+
+pub mod config;
