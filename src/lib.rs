@@ -1,3 +1,4 @@
 //! scumble turns text into pictures with hand-written WGSL compute kernels.
 pub mod error;
 pub mod tensor;
+pub mod text;
