@@ -1,0 +1,13 @@
+//! Prompts to token ids.
+//!
+//! A prompt is text without any syntax: weighting such as `(word:1.2)` is passed to the tokenizer as it stands, as
+//! diffusers does.
+
+pub mod clip_tokenizer;
+mod special_tokens;
+#[cfg(test)]
+mod tests;
+pub mod tokenizer_files;
+
+pub use clip_tokenizer::{ClipTokenizer, Encoded};
+pub use tokenizer_files::{SideFiles, TokenizerFiles};
