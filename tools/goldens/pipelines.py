@@ -244,7 +244,7 @@ class Recorder:
                 self.tap(layer, f"{name}.text_model.encoder.layers.{i}")
 
     def watch_noise(self):
-        """Wraps every `randn_tensor` that diffusers' modules imported."""
+        """Wraps every `randn_tensor` that diffusers' modules imported; draws in f32 whatever the pipeline's type."""
         self.originals = []
         for module in list(sys.modules.values()):
             original = module.__dict__.get("randn_tensor") if hasattr(module, "__dict__") else None
@@ -254,9 +254,10 @@ class Recorder:
 
     def _recording(self, original):
         def draw(*args, **kwargs):
-            value = original(*args, **kwargs)
+            dtype = kwargs.get("dtype") or torch.float32
+            value = original(*args, **(kwargs | dict(dtype=torch.float32)))
             self.noise.append(value.detach().clone())
-            return value
+            return value.to(dtype)
 
         return draw
 
@@ -308,7 +309,7 @@ def run(pipe, case, taps=()):
         recorder.close()
     noise = torch.Generator().manual_seed(case["seed"])
     out["noise"] = torch.randn(recorder.noise[0].shape, generator=noise)
-    assert torch.equal(out["noise"], recorder.noise[0].float())
+    assert torch.equal(out["noise"], recorder.noise[0])
     out |= {f"noise.{i}": n for i, n in enumerate(recorder.noise[1:])}
     out |= {f"latents.{i}": x for i, x in enumerate(latents)}
     out["timesteps"] = torch.as_tensor(pipe.scheduler.timesteps).to(torch.float32)
