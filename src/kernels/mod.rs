@@ -11,11 +11,14 @@ use crate::tensor::DType;
 
 pub mod bands;
 pub mod concat;
+pub mod conv2d;
 pub mod elementwise;
 pub mod embed;
 pub mod group_norm;
 pub mod guidance_rescale;
 pub mod layer_norm;
+pub mod matmul;
+pub mod matrix;
 pub mod pixels;
 pub mod scheduler_step;
 pub mod sinusoid;
@@ -28,7 +31,11 @@ pub const LANES: u64 = 64;
 /// # Panics
 /// When no shader has that stem, which is a fault of the kernel's file.
 pub fn shader_text(stem: &str) -> &'static str {
-    SHADERS.iter().find(|(name, _)| *name == stem).map(|(_, text)| *text).unwrap_or_else(|| panic!("no shader {stem}.wgsl"))
+    SHADERS
+        .iter()
+        .find(|(name, _)| *name == stem)
+        .map(|(_, text)| *text)
+        .unwrap_or_else(|| panic!("no shader {stem}.wgsl"))
 }
 
 macro_rules! shaders {
@@ -47,10 +54,15 @@ shaders![
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
+    "matrix_epilogue",
+    "matrix_lanes",
     "pixels",
     "scheduler_step",
     "sinusoid",
 ];
+
+/// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
 
 /// A shader's text behind a generated prelude of constants and element types.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,6 +76,11 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// The inputs that are read as textures.
+    pub fn staged(&self) -> &'static [usize] {
+        STAGED.iter().find(|(stem, _)| *stem == self.stem).map_or(&[], |(_, inputs)| inputs)
+    }
+
     /// The whole WGSL source.
     pub fn source(&self) -> String {
         let mut text = String::with_capacity(8192);
@@ -86,6 +103,9 @@ impl Variant {
                      return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw)); }}\n"
                 )),
             }
+        }
+        if self.stem.starts_with("matrix_") {
+            text.push_str(shader_text("matrix_epilogue"));
         }
         text.push_str(shader_text(self.stem));
         text
