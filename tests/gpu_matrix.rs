@@ -173,14 +173,19 @@ fn check(gpu: &Arc<Gpu>, case: &Matrix, limits: Limits) {
     let absolute = |values: &[f32]| values.iter().map(|value| f64::from(value.abs())).collect::<Vec<_>>();
     let expected = case.reference(&wide(&a), &wide(&w), &wide(&bias), &wide(&row_bias), &wide(&residual));
     let linear = Matrix { activation: Activation::None, ..*case };
-    let scale = linear.reference(&absolute(&a), &absolute(&w), &absolute(&bias), &absolute(&row_bias), &absolute(&residual));
+    let scale =
+        linear.reference(&absolute(&a), &absolute(&w), &absolute(&bias), &absolute(&row_bias), &absolute(&residual));
     // Sums of n terms in f32 err by at most n eps sum|terms|; rounding errors add up like a random walk, so 16 eps of
     // the sum of magnitudes is ample for these n, and 2e-6 covers erf and exp. Halves round once at the end.
     let half = if case.types[2] == DType::F32 { 0.0 } else { 1.0 / 2048.0 };
     for (i, (value, magnitude)) in expected.iter().zip(&scale).enumerate() {
         let tolerance = 16.0 * f64::from(f32::EPSILON) * magnitude + 2e-6 + half * 1.01 * value.abs();
         let difference = (f64::from(got[i]) - value).abs();
-        assert!(difference <= tolerance, "{case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}", got[i]);
+        assert!(
+            difference <= tolerance,
+            "{case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}",
+            got[i]
+        );
     }
     assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
 }
@@ -222,7 +227,13 @@ fn bands_equal_the_whole() {
     let loose = Limits { binding: 64 << 10, ..gpu.limits() };
     for limits in [limits, loose] {
         let narrow = case.call(&limits).unwrap();
-        assert!(narrow.launches.iter().all(|launch| launch.ranges.iter().flatten().all(|(_, size)| *size <= limits.binding)));
+        assert!(
+            narrow.launches.iter().all(|launch| launch
+                .ranges
+                .iter()
+                .flatten()
+                .all(|(_, size)| *size <= limits.binding))
+        );
     }
     check(&gpu, &case, Limits { binding: 4096 * 5, ..gpu.limits() });
 }

@@ -9,6 +9,7 @@
 
 use crate::tensor::DType;
 
+pub mod attention;
 pub mod bands;
 pub mod concat;
 pub mod conv2d;
@@ -46,6 +47,7 @@ macro_rules! shaders {
 }
 
 shaders![
+    "attention_lanes",
     "concat",
     "elementwise",
     "embed",
