@@ -25,6 +25,9 @@ struct Params {
 @group(0) @binding(2) var kv: texture_2d<f32>; // [B][TK][key4]
 @group(0) @binding(3) var<storage, read_write> out: array<OutVec>; // [B][TQ][heads * D4]
 
+// Mesa unrolls loops of up to 32 rounds, and only unrolled loops keep private arrays in registers.
+const D4: u32 = OUTER * INNER;
+
 fn texel(i: u32) -> vec2<u32> {
   return vec2<u32>(i & 2047u, i >> 11u);
 }
@@ -34,15 +37,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
   let first = group.x * 8u * QUERIES;
-  var query: array<array<vec4<f32>, D4>, QUERIES>;
+  var query: array<array<array<vec4<f32>, INNER>, OUTER>, QUERIES>;
   for (var r = 0u; r < QUERIES; r++) {
     let row = min(first + r * 8u + lane, params.queries - 1u);
     let start = (batch * params.queries + row) * params.query4 + params.q_offset + head * D4 - params.q_base;
-    for (var d = 0u; d < D4; d++) {
-      query[r][d] = textureLoad(q, texel(start + d), 0) * params.scale;
+    for (var c = 0u; c < OUTER; c++) {
+      for (var d = 0u; d < INNER; d++) {
+        query[r][c][d] = textureLoad(q, texel(start + c * INNER + d), 0) * params.scale;
+      }
     }
   }
-  var sums: array<array<vec4<f32>, D4>, QUERIES>;
+  var sums: array<array<array<vec4<f32>, INNER>, OUTER>, QUERIES>;
   var highest: array<f32, QUERIES>;
   var total: array<f32, QUERIES>;
   for (var r = 0u; r < QUERIES; r++) {
@@ -56,10 +61,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var score: array<array<f32, KEYS>, QUERIES>;
     for (var j = 0u; j < KEYS; j++) {
       let start = keys0 + min(key + j, params.keys - 1u) * params.key4 + params.k_offset;
-      for (var d = 0u; d < D4; d++) {
-        let k = textureLoad(kv, texel(start + d), 0);
-        for (var r = 0u; r < QUERIES; r++) {
-          score[r][j] += query[r][d].x * k.x + query[r][d].y * k.y + query[r][d].z * k.z + query[r][d].w * k.w;
+      for (var c = 0u; c < OUTER; c++) {
+        for (var d = 0u; d < INNER; d++) {
+          let k = textureLoad(kv, texel(start + c * INNER + d), 0);
+          for (var r = 0u; r < QUERIES; r++) {
+            let x = query[r][c][d];
+            score[r][j] += x.x * k.x + x.y * k.y + x.z * k.z + x.w * k.w;
+          }
         }
       }
     }
@@ -77,16 +85,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum += score[r][j];
       }
       total[r] = sum;
-      for (var d = 0u; d < D4; d++) {
-        sums[r][d] *= shrink;
+      for (var c = 0u; c < OUTER; c++) {
+        for (var d = 0u; d < INNER; d++) {
+          sums[r][c][d] *= shrink;
+        }
       }
     }
     for (var j = 0u; j < KEYS; j++) {
       let start = keys0 + min(key + j, params.keys - 1u) * params.key4 + params.v_offset;
-      for (var d = 0u; d < D4; d++) {
-        let v = textureLoad(kv, texel(start + d), 0);
-        for (var r = 0u; r < QUERIES; r++) {
-          sums[r][d] += score[r][j] * v;
+      for (var c = 0u; c < OUTER; c++) {
+        for (var d = 0u; d < INNER; d++) {
+          let v = textureLoad(kv, texel(start + c * INNER + d), 0);
+          for (var r = 0u; r < QUERIES; r++) {
+            sums[r][c][d] += score[r][j] * v;
+          }
         }
       }
     }
@@ -96,8 +108,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (row < params.queries) {
       let start = ((batch * params.queries + row) * params.heads + head) * D4 - params.out_base;
       let share = 1.0 / total[r];
-      for (var d = 0u; d < D4; d++) {
-        out[start + d] = store_out(sums[r][d] * share);
+      for (var c = 0u; c < OUTER; c++) {
+        for (var d = 0u; d < INNER; d++) {
+          out[start + c * INNER + d] = store_out(sums[r][c][d] * share);
+        }
       }
     }
   }

@@ -68,8 +68,7 @@ impl Attention {
     /// loop stays a few hundred instructions.
     fn lanes(&self) -> (u32, u32) {
         match self.width {
-            0..=48 => (4, 4),
-            49..=96 => (2, 4),
+            0..=96 => (4, 1),
             97..=192 => (2, 2),
             _ => (1, 1),
         }
@@ -157,7 +156,9 @@ pub fn call(config: &Attention, limits: &Limits) -> Option<Call> {
             && (end - begin) * u64::from(config.heads) <= limit
             && u64::from(config.queries.div_ceil(tile)) <= limit
     })?;
-    let constants = vec![("D4", config.width / 4), ("QUERIES", queries), ("KEYS", keys)];
+    let vectors = config.width / 4;
+    let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
+    let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
     let variant = Variant { stem: "attention_lanes", constants, types: vec![("Out", config.dtype)] };
     let launches = bands.into_iter().map(|(begin, end)| config.launch(begin, end, tile, limits)).collect();
     let rows = u64::from(config.batch) * (2 * u64::from(config.queries) + 2 * u64::from(config.keys));
