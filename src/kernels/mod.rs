@@ -48,6 +48,7 @@ macro_rules! shaders {
 
 shaders![
     "attention_lanes",
+    "attention_tile",
     "concat",
     "elementwise",
     "embed",
@@ -58,6 +59,7 @@ shaders![
     "layer_norm",
     "matrix_epilogue",
     "matrix_lanes",
+    "matrix_tile",
     "pixels",
     "scheduler_step",
     "sinusoid",
