@@ -5,10 +5,12 @@
 //! graph builder asks for rows, so opening a checkpoint of many gigabytes costs a header.
 
 pub mod checkpoint;
+pub mod cursor;
 pub mod directory;
 pub mod file_source;
 mod files;
 pub mod keys;
+pub mod pack;
 pub mod random;
 pub mod safetensors_file;
 mod safetensors_header;
@@ -19,6 +21,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+pub use cursor::{Claims, Weights};
 pub use file_source::FileSource;
 pub use random::RandomSource;
 pub use shapes::ShapesSource;
