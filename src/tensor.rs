@@ -46,7 +46,10 @@ impl HostTensor {
     pub fn new(shape: Vec<usize>, data: Vec<f32>) -> Result<Self> {
         let expected: usize = shape.iter().product();
         if expected != data.len() {
-            return Err(Error::new("tensor length").at(format!("shape {shape:?}")).expected(expected).found(data.len()));
+            return Err(Error::new("tensor length")
+                .at(format!("shape {shape:?}"))
+                .expected(expected)
+                .found(data.len()));
         }
         Ok(Self { shape, data })
     }
