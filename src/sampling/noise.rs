@@ -163,7 +163,8 @@ mod tests {
                 let values = generator.randn(n);
                 let hash = values.iter().fold(0u64, |h, v| h.wrapping_mul(31).wrapping_add(u64::from(v.to_bits())));
                 let first: Vec<u64> = values.iter().take(8).map(|v| u64::from(v.to_bits())).collect();
-                let expected: Vec<u64> = call["first"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
+                let expected: Vec<u64> =
+                    call["first"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
                 assert_eq!(first, expected, "seed {seed}, {n} values");
                 assert_eq!(hash.to_string(), call["hash"].as_str().unwrap(), "seed {seed}, {n} values");
             }
