@@ -28,10 +28,10 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct LogArgs {
     /// Tell more on stderr: -v what is done, -vv details, -vvv everything
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
     pub verbose: u8,
     /// Log filter, for instance `scumble=debug,wgpu=warn` [default: warn]
-    #[arg(long, value_name = "FILTER", global = true, conflicts_with = "verbose")]
+    #[arg(long, value_name = "FILTER", global = true, conflicts_with = "verbose", display_order = 900)]
     pub log: Option<String>,
 }
 

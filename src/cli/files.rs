@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use crate::error::{Error, Result};
 
 /// Bytes that [`check_writable`] tries to place, to find a full disk before the long work.
-const PROBE: [u8; 65_536] = [0; 65_536];
+static PROBE: [u8; 65_536] = [0; 65_536];
 
 /// Finds out before the long work whether `path` can be written: its folder exists and takes a new file of some size, it is
 /// no folder itself and not write-protected. Leaves nothing behind.

@@ -1,6 +1,6 @@
 //! `scumble generate`: from the command line to PNG files.
 //!
-//! What can be told before the long work (seeds, places to write, the given noise) is settled in [`Job::new`]; then the model
+//! What can be told before the long work (seeds, places to write, the given noise) is settled first; then the model
 //! is loaded and each picture drawn and written. The model is behind [`Painter`], so that all this is tested without one.
 
 use std::path::PathBuf;
