@@ -7,6 +7,8 @@
 pub mod checkpoint;
 pub mod cursor;
 pub mod directory;
+#[cfg(feature = "embedded-model")]
+pub mod embedded;
 pub mod file_source;
 mod files;
 pub mod keys;
