@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::files::Files;
-use super::{Source, directory};
+use super::{Source, directory, single_file};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
@@ -111,7 +111,7 @@ impl Checkpoint {
         let mut checkpoint = if metadata.is_dir() {
             directory::open(&Files::Directory(path.to_path_buf()), name_of(path))?
         } else {
-            return Err(Error::new("single files").at(path.display()));
+            single_file::open(path, name_of(path))?
         };
         if let Some(kind) = &options.prediction_type {
             checkpoint.scheduler["prediction_type"] = Value::from(kind.as_str());

@@ -212,7 +212,8 @@ impl Index<'_> {
         self.check_part(part, &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         let names = self.files.list(part);
         let has = |name: &str| names.iter().any(|n| n == name);
-        if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+        let complete = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+        if !complete {
             let error = Error::new("missing tokenizer").at(self.files.place(part)).found(listing(&names));
             return Err(error.expected("tokenizer.json, or vocab.json and merges.txt"));
         }

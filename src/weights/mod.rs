@@ -9,10 +9,13 @@ pub mod directory;
 pub mod file_source;
 mod files;
 pub mod keys;
+pub mod original_config;
+pub mod original_keys;
 pub mod random;
 pub mod safetensors_file;
 mod safetensors_header;
 pub mod shapes;
+pub mod single_file;
 
 use std::ops::Range;
 

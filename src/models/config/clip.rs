@@ -84,7 +84,7 @@ impl ClipConfig {
             bos_token_id: token("bos_token_id", 49406)?,
             pad_token_id: token("pad_token_id", 1)?,
         };
-        if config.hidden_size % config.head_count != 0 {
+        if !config.hidden_size.is_multiple_of(config.head_count) {
             return Err(Error::new("config")
                 .at(format!("{place}: `num_attention_heads`"))
                 .expected(format!("a divisor of `hidden_size` {}", config.hidden_size))

@@ -119,16 +119,16 @@ impl UnetConfig {
                 let error = Error::new("config").at(format!("{place}: `{field}`")).found(divisor);
                 error.expected(format!("a divisor of level {level}'s {channels} channels"))
             };
-            if channels % self.norm_num_groups != 0 {
+            if !channels.is_multiple_of(self.norm_num_groups) {
                 return Err(fault("norm_num_groups", self.norm_num_groups));
             }
             let innermost = level + 1 == levels && self.mid_block;
             let attends = self.down_attention[level] || self.up_attention[levels - 1 - level] || innermost;
-            if attends && channels % self.head_count[level] != 0 {
+            if attends && !channels.is_multiple_of(self.head_count[level]) {
                 return Err(fault("attention_head_dim", self.head_count[level]));
             }
         }
-        if self.block_out_channels[0] % 2 != 0 {
+        if !self.block_out_channels[0].is_multiple_of(2) {
             let error = Error::new("config").at(format!("{place}: `block_out_channels`"));
             return Err(error.expected("an even first entry").found(self.block_out_channels[0]));
         }
@@ -285,7 +285,7 @@ fn text_time(fields: &Fields<'_>) -> Result<Option<TextTimeConfig>> {
         return Ok(None);
     }
     let time_embed_dim = fields.count("addition_time_embed_dim", None)?;
-    if time_embed_dim % 2 != 0 {
+    if !time_embed_dim.is_multiple_of(2) {
         return Err(fields.unsupported("addition_time_embed_dim", "an even number"));
     }
     Ok(Some(TextTimeConfig { time_embed_dim, input_dim: fields.count("projection_class_embeddings_input_dim", None)? }))

@@ -69,7 +69,7 @@ impl VaeConfig {
         if config.out_channels != 3 {
             return Err(fields.unsupported("out_channels", "3"));
         }
-        let odd = config.block_out_channels.iter().find(|c| **c % config.norm_num_groups != 0);
+        let odd = config.block_out_channels.iter().find(|c| !c.is_multiple_of(config.norm_num_groups));
         match odd {
             Some(channels) => Err(Error::new("config")
                 .at(format!("{place}: `norm_num_groups`"))
