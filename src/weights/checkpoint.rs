@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::files::Files;
+use super::safetensors_file::SafetensorsFile;
 use super::{Source, directory, single_file};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
@@ -96,9 +98,20 @@ pub struct Checkpoint {
     pub force_zeros_for_empty_prompt: bool,
     /// SDXL refiner; always false for now, since such a checkpoint is refused.
     pub requires_aesthetics_score: bool,
+    /// The single file, or the UNet's file or shards: what [`Checkpoint::hash`] is made from.
+    pub(super) files: Vec<Arc<SafetensorsFile>>,
 }
 
 impl Checkpoint {
+    /// SHA-256 of the single file, or of the UNet's file (its shards one after the other), in hexadecimal. Reads all of
+    /// it. Its first ten digits are what AUTOMATIC1111 calls the model hash.
+    pub fn hash(&self) -> String {
+        use sha2::Digest;
+        let mut hash = sha2::Sha256::new();
+        self.files.iter().for_each(|file| file.hash_into(&mut hash));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Opens a diffusers directory or a single `.safetensors` file.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, &CheckpointOptions::default())

@@ -58,6 +58,7 @@ pub(super) fn open(files: &Files, name: String) -> Result<Checkpoint> {
         force_zeros_for_empty_prompt: index
             .flag("force_zeros_for_empty_prompt", class == PipelineClass::StableDiffusionXl)?,
         requires_aesthetics_score: false,
+        files: files.weights("unet", DIFFUSERS_STEM)?,
     };
     checkpoint.check_fit(&index.place)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::safetensors_file::SafetensorsFile;
-use super::{Source, TensorInfo, missing_key_error, rows_error};
+use super::{Source, TensorInfo, missing_key_error, rows_error, shown};
 use crate::error::{Error, Result};
 
 /// How a view's rows lie in the stored tensor.
@@ -103,11 +103,11 @@ impl FileSource {
     /// Adds the tensor `stored` of `file`, changed, under `name`. Errors: an integer tensor, a shape that the change does
     /// not fit, a name that is there already.
     pub fn add(&mut self, name: &str, file: &Arc<SafetensorsFile>, stored: &str, change: Change) -> Result<()> {
-        let place = || format!("{}: `{stored}`", file.place());
+        let place = || format!("{}: `{}`", file.place(), shown(stored));
         let dtype = file.float_type(stored)?;
         let shape = file.shape(stored).unwrap_or_default();
         check_change(shape, change)
-            .map_err(|e| Error::new("tensor shape").at(place()).expected(e).found(format!("{shape:?}")))?;
+            .map_err(|e| Error::new("tensor shape").at(place()).expected(e).found(shown(&format!("{shape:?}"))))?;
         let shape = changed_shape(shape, change);
         let layout = match change {
             Change::Keep | Change::Squeeze => Layout::From(0),
@@ -118,9 +118,9 @@ impl FileSource {
         match self.views.insert(name.to_string(), view) {
             None => Ok(()),
             Some(earlier) => Err(Error::new("two tensors for one name")
-                .at(format!("{}: `{name}`", self.place))
+                .at(format!("{}: `{}`", self.place, shown(name)))
                 .expected("one")
-                .found(format!("`{}` and `{stored}`", earlier.stored))),
+                .found(format!("`{}` and `{}`", shown(&earlier.stored), shown(stored)))),
         }
     }
 

@@ -30,10 +30,9 @@ fn shape<const AXES: usize>(shapes: &Shapes, key: &str, place: &str) -> Result<[
     let at = || format!("{place}: `{key}`");
     let found =
         shapes.get(key).ok_or_else(|| Error::new("missing tensor").at(at()).expected("a complete checkpoint"))?;
-    found
-        .as_slice()
-        .try_into()
-        .map_err(|_| Error::new("tensor shape").at(at()).expected(format!("{AXES} axes")).found(format!("{found:?}")))
+    found.as_slice().try_into().map_err(|_| {
+        Error::new("tensor shape").at(at()).expected(format!("{AXES} axes")).found(super::shown(&format!("{found:?}")))
+    })
 }
 
 /// The config of a UNet whose keys have been stripped of their prefix.
@@ -44,7 +43,7 @@ pub fn unet(version: Version, unet: &Shapes, layout: &UnetLayout, place: &str) -
     for (number, block) in layout.input.iter().enumerate() {
         let Block::Layer { level, index, attention, .. } = *block else { continue };
         let [width, _, _, _] = shape(unet, &format!("input_blocks.{}.0.out_layers.3.weight", number + 1), place)?;
-        if channels.len() == level {
+        while channels.len() <= level {
             channels.push(width);
             layers.push(0);
             depths.push(attention.unwrap_or(1));

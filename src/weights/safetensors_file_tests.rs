@@ -69,6 +69,7 @@ fn hostile_headers_are_refused_and_named() {
         (file(&one("F32", "[1]", "4", "8"), 8), "hole"),
         (file(&one("F32", &format!("[{most},{most}]"), "0", "4"), 4), "too large"),
         (file(&one("F32", "[4611686018427387904,1]", "0", "0"), 0), "too large"),
+        (file(&one("F32", &format!("[0,{most},{most}]"), "0", "0"), 0), "too large"),
         (file(&one("F32", "[0]", &most, &most), 0), "beyond the file's end"),
         (file(&two(("0", "8"), ("4", "12")), 12), "overlapping"),
         (file(&two(("0", "8"), ("0", "8")), 8), "overlapping"),

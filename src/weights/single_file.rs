@@ -75,6 +75,7 @@ pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint
         scheduler: scheduler(version, &shapes),
         force_zeros_for_empty_prompt: version == Version::Sdxl,
         requires_aesthetics_score: false,
+        files: vec![Arc::clone(file)],
     };
     checkpoint.check_fit(file.place())
 }

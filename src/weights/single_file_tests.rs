@@ -304,3 +304,59 @@ fn prediction_type_marks_and_override() {
     std::fs::write(folder.path().join("x.ckpt"), b"PK").unwrap();
     assert!(Checkpoint::open(&folder.path().join("x.ckpt")).err().unwrap().to_string().contains("pickle"));
 }
+
+/// A tiny file's header, spoiled at one place, either opens or is an error: no panic, no endless work.
+mod spoiled {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn single_files_are_survived(
+            at in any::<prop::sample::Index>(),
+            cut in 0usize..40,
+            new in prop_oneof![
+                "[\\[\\]{}\":,0-9a-z._]{0,20}",
+                proptest::collection::vec(any::<char>(), 0..6).prop_map(|c| c.into_iter().collect::<String>()),
+            ],
+        ) {
+            thread_local!(static GOOD: Vec<u8> = tiny_file(&golden("sd1"), DType::F16));
+            GOOD.with(|good| {
+                let length = u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+                let mut header = good[8..8 + length].to_vec();
+                let start = at.index(length);
+                header.splice(start..length.min(start + cut), new.bytes());
+                let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+                bytes.extend(header);
+                bytes.extend(&good[8 + length..]);
+                if let Err(error) = open_bytes(bytes) {
+                    assert!(error.to_string().len() < 2000);
+                }
+            });
+        }
+
+        #[test]
+        fn missing_and_renamed_tensors_are_survived(
+            at in any::<prop::sample::Index>(),
+            digit in "[0-9]",
+            shape in proptest::collection::vec(0usize..100, 0..5),
+            remove in any::<bool>(),
+        ) {
+            thread_local!(static GOOD: Shapes = sd1());
+            let mut shapes = GOOD.with(Clone::clone);
+            let key = shapes.keys().nth(at.index(shapes.len())).unwrap().clone();
+            let old = shapes.remove(&key).unwrap();
+            if !remove {
+                let renamed = key.replacen(|c: char| c.is_ascii_digit(), &digit, 1);
+                shapes.insert(renamed, if shape.is_empty() { old } else { shape });
+            }
+            if let Ok(translated) = translate(&shapes, "test") {
+                let _ = UnetConfig::from_json(&translated.unet.config, "test");
+                let _ = VaeConfig::from_json(&translated.vae.config, "test");
+            }
+        }
+    }
+}

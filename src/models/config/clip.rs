@@ -73,7 +73,7 @@ impl ClipConfig {
             vocab_size: fields.count("vocab_size", 49408)?,
             hidden_size: fields.count("hidden_size", 512)?,
             intermediate_size: fields.count("intermediate_size", 2048)?,
-            num_layers: fields.count("num_hidden_layers", 12)?,
+            num_layers: fields.layers("num_hidden_layers", 12)?,
             head_count: fields.count("num_attention_heads", 8)?,
             max_positions: fields.count("max_position_embeddings", 77)?,
             activation,

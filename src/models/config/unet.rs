@@ -76,6 +76,7 @@ impl UnetConfig {
         let down_attention = block_types(&fields, Direction::Down, levels)?;
         let up_attention = block_types(&fields, Direction::Up, levels)?;
         let layers_per_block = fields.per_level("layers_per_block", 2, levels)?;
+        fields.few_layers("layers_per_block", &layers_per_block)?;
         let depth = transformer_layers(&fields, &layers_per_block)?;
         let mid_block = match fields.get("mid_block_type") {
             None => !fields.is_null("mid_block_type"),
@@ -229,6 +230,8 @@ fn transformer_layers(fields: &Fields<'_>, layers: &[usize]) -> Result<Transform
             value => nested(fields, NAME, value, &up_layers)?,
         },
     };
+    fields.few_layers(NAME, &down.concat())?;
+    fields.few_layers(REVERSE, &up.concat())?;
     // The middle block has one attention and takes the first entry where the innermost level has a list.
     let mid = down.last().and_then(|level| level.first()).copied().unwrap_or(1);
     Ok(TransformerLayers { down, mid, up })

@@ -56,7 +56,7 @@ impl VaeConfig {
         let config = Self {
             out_channels: fields.count("out_channels", 3)?,
             latent_channels: fields.count("latent_channels", 4)?,
-            layers_per_block: fields.count("layers_per_block", 1)?,
+            layers_per_block: fields.layers("layers_per_block", 1)?,
             norm_num_groups: fields.count("norm_num_groups", 32)?,
             scaling_factor: fields.positive("scaling_factor", 0.18215)?,
             shift_factor: fields.number("shift_factor", 0.0)?,
