@@ -1,7 +1,6 @@
 //! The pipeline as `scumble generate` drives it: opening the model and the adapter, telling progress.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cli::args::{GenerateArgs, PrecisionArg};
@@ -91,7 +90,7 @@ impl Painter for Studio {
         let mut text = format!("model: {} ({})\n", checkpoint.name, checkpoint.class.name());
         text.push_str(&format!("picture: {width} x {height} pixels\n"));
         text.push_str(&format!("sampler: {}, schedule: {}\n", scheduler.sampler(), scheduler.schedule()));
-        text.push_str(&format!("prediction: {}, steps: {steps}\n", scheduler.prediction_type()));
+        text.push_str(&format!("prediction: {:?}, steps: {steps}\n", scheduler.prediction_type()));
         let calls = if *guided { "two predictions a step" } else { "off" };
         text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
         text.push_str(&format!("clip skip: {clip_skip}, precision: {}\n", self.model.precision().name()));

@@ -191,7 +191,7 @@ pub fn geglu(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
         weight: g.precision(),
         output: g.precision(),
     };
-    let inputs = matmul::inputs(x, weight, Some(bias), None);
+    let inputs = matmul::inputs(x, weight, Some(bias), None::<Value>);
     let call = matmul::call(&config, g.limits());
     let dtype = g.precision();
     push(g, w.path(), call, inputs, from.with_channels(out), dtype)

@@ -174,6 +174,6 @@ fn scheduler(request: &Request, checkpoint: &Checkpoint) -> Result<SchedulerConf
     };
     match request.schedule.as_deref().map(ScheduleKind::from_str).transpose()? {
         None => Ok(config),
-        Some(kind) => config.with_schedule(kind, if xl { AysList::Sdxl } else { AysList::Sd }),
+        Some(kind) => config.with_schedule(kind, if xl { AysList::StableDiffusionXl } else { AysList::StableDiffusion }),
     }
 }

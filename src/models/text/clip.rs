@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::graph::{Graph, Operand, Value};
-use crate::kernels::embed;
-use crate::models::config::ClipConfig;
+use crate::kernels::{elementwise, embed};
+use crate::models::config::{self, ClipConfig};
 use crate::models::nn::{self, Heads, Linear};
 use crate::weights::Weights;
 
@@ -93,6 +93,13 @@ fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -
     g.push(w.path(), call, inputs, shape.with_channels(channels), dtype)
 }
 
+fn activation(config: &ClipConfig) -> elementwise::Activation {
+    match config.activation {
+        config::Activation::QuickGelu => elementwise::Activation::QuickGelu,
+        config::Activation::Gelu => elementwise::Activation::Gelu,
+    }
+}
+
 /// x [B, T, C] -> [B, T, C] (transformers `CLIPEncoderLayer`).
 fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) -> Value {
     let channels = config.hidden_size as u32;
@@ -101,7 +108,7 @@ fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) 
     let h = nn::layer_norm(g, &w.at("layer_norm1"), x, eps);
     let x = nn::attention(g, &w.at("self_attn"), &nn::CLIP, h, None, heads, x);
     let h = nn::layer_norm(g, &w.at("layer_norm2"), x, eps);
-    let wide = Linear { activation: config.activation.into(), ..Linear::new(config.intermediate_size as u32) };
+    let wide = Linear { activation: activation(config), ..Linear::new(config.intermediate_size as u32) };
     let h = nn::linear(g, &w.at("mlp.fc1"), h, wide);
     nn::linear(g, &w.at("mlp.fc2"), h, Linear { residual: Some(x), ..Linear::new(channels) })
 }
