@@ -131,8 +131,16 @@ pub(super) fn open(
     let limits = if options.webgpu_defaults { floor.clone() } else { adapter.limits() };
     let supported = adapter.limits();
     let needs = [
-        ("storage buffers per stage", floor.max_storage_buffers_per_shader_stage, supported.max_storage_buffers_per_shader_stage),
-        ("workgroup size", floor.max_compute_invocations_per_workgroup, supported.max_compute_invocations_per_workgroup),
+        (
+            "storage buffers per stage",
+            floor.max_storage_buffers_per_shader_stage,
+            supported.max_storage_buffers_per_shader_stage,
+        ),
+        (
+            "workgroup size",
+            floor.max_compute_invocations_per_workgroup,
+            supported.max_compute_invocations_per_workgroup,
+        ),
         ("workgroup memory", floor.max_compute_workgroup_storage_size, supported.max_compute_workgroup_storage_size),
     ];
     for (what, least, has) in needs {

@@ -54,11 +54,13 @@ impl Gpu {
             }
         });
         let limits = device.limits();
+        let cpu = info.device_type == wgpu::DeviceType::Cpu;
         let limits = Limits {
-            binding: limits.max_storage_buffer_binding_size,
+            // What one texture of WebGPU's default size holds in halves, because CPU adapters stage operands in textures.
+            binding: limits.max_storage_buffer_binding_size.min(if cpu { 128 << 20 } else { u64::MAX }),
             alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             workgroups: limits.max_compute_workgroups_per_dimension,
-            cpu: info.device_type == wgpu::DeviceType::Cpu,
+            cpu,
         };
         Self { device, queue, info, limits, checked, faults, pipelines: Mutex::default() }
     }
@@ -122,13 +124,27 @@ impl Gpu {
             count: None,
         };
         let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-        entries.extend((1..=reads).map(|index| entry(index, wgpu::BufferBindingType::Storage { read_only: true })));
+        let texture = wgpu::BindingType::Texture {
+            sample_type: wgpu::TextureSampleType::Float { filterable: false },
+            view_dimension: wgpu::TextureViewDimension::D2,
+            multisampled: false,
+        };
+        entries.extend((1..=reads).map(|index| {
+            let entry = entry(index, wgpu::BufferBindingType::Storage { read_only: true });
+            if variant.staged().contains(&(index - 1)) {
+                wgpu::BindGroupLayoutEntry { ty: texture, ..entry }
+            } else {
+                entry
+            }
+        }));
         entries.extend(
-            (reads + 1..=reads + writes).map(|index| entry(index, wgpu::BufferBindingType::Storage { read_only: false })),
+            (reads + 1..=reads + writes)
+                .map(|index| entry(index, wgpu::BufferBindingType::Storage { read_only: false })),
         );
-        let layout = self
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(variant.stem), entries: &entries });
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(variant.stem),
+            entries: &entries,
+        });
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(variant.stem),
             bind_group_layouts: &[Some(&layout)],
@@ -166,8 +182,12 @@ impl Gpu {
             return Err(too_large(format!("{size} bytes")));
         }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer =
-            self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        });
         match pollster::block_on(memory.pop()) {
             None => Ok(buffer),
             Some(error) => Err(too_large(format!("{size} bytes and the answer: {error}"))),

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Graph, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
+use super::staging::{Part, Scratch, Stage};
+use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline};
+use crate::kernels::Launch;
 use crate::tensor::{DType, HostTensor};
 
 /// Weights are gathered in buffers of about this size, so that few allocations hold them all.
@@ -24,6 +26,7 @@ pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 struct CompiledLaunch {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
+    stages: Vec<Stage>,
     workgroups: [u32; 3],
     flops: u64,
     node: usize,
@@ -68,46 +71,8 @@ impl Executor {
         let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
         let (weight_buffers, places) = upload(gpu, graph, &mut fill)?;
         let params = upload_params(gpu, graph)?;
-        let mut launches = Vec::new();
-        let mut slot = 0;
-        for (index, node) in graph.nodes.iter().enumerate() {
-            let pipeline = gpu.pipeline(&node.call.variant, node.inputs.len(), node.outputs.len())?;
-            let count = node.call.launches.len() as u64;
-            for launch in &node.call.launches {
-                let params_size = (launch.params.len() as u64).next_multiple_of(16);
-                let mut entries = vec![binding(0, &params, slot * PARAMS_STRIDE, params_size)];
-                let outputs = node.outputs.iter().map(|value| Operand::Value(*value));
-                for (position, operand) in node.inputs.iter().copied().chain(outputs).enumerate() {
-                    let (buffer, offset, size) = match operand {
-                        Operand::Weight(weight) => {
-                            let (buffer, offset, size) = places[weight.0 as usize];
-                            (&weight_buffers[buffer], offset, size)
-                        }
-                        Operand::Value(value) => {
-                            let info = graph.info(value);
-                            let whole = info.shape.bytes(info.dtype);
-                            let (offset, size) = launch.ranges[position].unwrap_or((0, whole));
-                            check_binding(gpu, info, size)?;
-                            (&buffers[buffer_index(&plan, value)], offset, size)
-                        }
-                    };
-                    entries.push(binding(position as u32 + 1, buffer, offset, size));
-                }
-                let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(&node.label),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
-                launches.push(CompiledLaunch {
-                    pipeline: Arc::clone(&pipeline),
-                    bind_group,
-                    workgroups: launch.workgroups,
-                    flops: node.call.flops / count,
-                    node: index,
-                });
-                slot += 1;
-            }
-        }
+        let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
+        let launches = compile(gpu, graph, &memory, &params)?;
         let named = graph.inputs.iter().chain(&graph.outputs);
         let named = named
             .map(|(name, value)| {
@@ -137,12 +102,7 @@ impl Executor {
                 end += 1;
             }
             let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                for launch in &self.launches[begin..end] {
-                    record(&mut pass, launch);
-                }
-            }
+            record(&mut encoder, &self.launches[begin..end]);
             self.gpu.queue.submit([encoder.finish()]);
             begin = end;
         }
@@ -155,10 +115,7 @@ impl Executor {
         for launch in &self.launches {
             let start = std::time::Instant::now();
             let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                record(&mut pass, launch);
-            }
+            record(&mut encoder, std::slice::from_ref(launch));
             self.gpu.queue.submit([encoder.finish()]);
             self.gpu.wait()?;
             let row = &mut rows[launch.node];
@@ -260,11 +217,103 @@ impl Executor {
     }
 }
 
-fn record(pass: &mut wgpu::ComputePass<'_>, launch: &CompiledLaunch) {
-    pass.set_pipeline(&launch.pipeline.pipeline);
-    pass.set_bind_group(0, &launch.bind_group, &[]);
-    let [x, y, z] = launch.workgroups;
-    pass.dispatch_workgroups(x, y, z);
+/// Records launches in as few passes as the copies between them allow.
+fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
+    let mut begin = 0;
+    while begin < launches.len() {
+        launches[begin].stages.iter().for_each(|stage| stage.record(encoder));
+        let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for launch in &launches[begin..=begin + plain] {
+            pass.set_pipeline(&launch.pipeline.pipeline);
+            pass.set_bind_group(0, &launch.bind_group, &[]);
+            let [x, y, z] = launch.workgroups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+        begin += plain + 1;
+    }
+}
+
+/// Where values and weights lie.
+struct Memory<'a> {
+    plan: &'a plan::Plan,
+    buffers: &'a [wgpu::Buffer],
+    weights: &'a [wgpu::Buffer],
+    places: &'a [Place],
+}
+
+impl Memory<'_> {
+    /// What a launch binds of its operands, inputs first.
+    fn parts(&self, gpu: &Gpu, graph: &Graph, node: &Node, launch: &Launch) -> Result<Vec<Part>> {
+        let outputs = node.outputs.iter().map(|value| Operand::Value(*value));
+        let operands = node.inputs.iter().copied().chain(outputs).enumerate();
+        operands
+            .map(|(position, operand)| match operand {
+                Operand::Weight(weight) => {
+                    let (buffer, offset, size) = self.places[weight.0 as usize];
+                    let dtype = graph.weights[weight.0 as usize].layout.dtype();
+                    Ok(Part { buffer: self.weights[buffer].clone(), offset, size, dtype })
+                }
+                Operand::Value(value) => {
+                    let info = graph.info(value);
+                    let whole = info.shape.bytes(info.dtype);
+                    let (offset, size) = launch.ranges[position].unwrap_or((0, whole));
+                    check_binding(gpu, info, size)?;
+                    let buffer = self.buffers[buffer_index(self.plan, value)].clone();
+                    Ok(Part { buffer, offset, size, dtype: info.dtype })
+                }
+            })
+            .collect()
+    }
+}
+
+/// Compiles every launch of every node.
+fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer) -> Result<Vec<CompiledLaunch>> {
+    let mut scratch = Scratch::default();
+    for node in &graph.nodes {
+        for launch in &node.call.launches {
+            let parts = memory.parts(gpu, graph, node, launch)?;
+            node.call.variant.staged().iter().for_each(|position| scratch.reserve(*position, &parts[*position]));
+        }
+    }
+    scratch.allocate(gpu)?;
+    let mut launches = Vec::new();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let pipeline = gpu.pipeline(&node.call.variant, node.inputs.len(), node.outputs.len())?;
+        let staged = node.call.variant.staged();
+        for launch in &node.call.launches {
+            let parts = memory.parts(gpu, graph, node, launch)?;
+            let mut stages = Vec::new();
+            let views: Vec<_> = (0..parts.len())
+                .map(|position| {
+                    staged.contains(&position).then(|| scratch.stage(position, &parts[position], &mut stages))
+                })
+                .collect();
+            let size = (launch.params.len() as u64).next_multiple_of(16);
+            let mut entries = vec![binding(0, params, launches.len() as u64 * PARAMS_STRIDE, size)];
+            entries.extend(parts.iter().zip(&views).enumerate().map(|(position, (part, view))| match view {
+                None => binding(position as u32 + 1, &part.buffer, part.offset, part.size),
+                Some(view) => wgpu::BindGroupEntry {
+                    binding: position as u32 + 1,
+                    resource: wgpu::BindingResource::TextureView(view),
+                },
+            }));
+            let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&node.label),
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            launches.push(CompiledLaunch {
+                pipeline: Arc::clone(&pipeline),
+                bind_group,
+                stages,
+                workgroups: launch.workgroups,
+                flops: node.call.flops / node.call.launches.len() as u64,
+                node: index,
+            });
+        }
+    }
+    Ok(launches)
 }
 
 fn binding(index: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
@@ -296,7 +345,10 @@ fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsag
             let info = &graph.values[*value];
             info.shape.bytes(info.dtype)
         });
-        largest.map_or_else(|| "unused".to_owned(), |value| format!("{} {}", graph.values[value].label, graph.values[value].shape))
+        largest.map_or_else(
+            || "unused".to_owned(),
+            |value| format!("{} {}", graph.values[value].label, graph.values[value].shape),
+        )
     };
     plan.sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&label(index), *size, usage)).collect()
 }
@@ -324,7 +376,7 @@ fn upload(
             places.push((last, used, size));
         }
     }
-    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let buffers: Result<Vec<_>> =
         sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
     let buffers = buffers?;
@@ -388,7 +440,9 @@ fn decode_rows(bytes: &[u8], shape: Shape, dtype: DType) -> HostTensor {
                 data.extend(row.chunks_exact(4).take(channels).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             }
             DType::F16 | DType::BF16 => {
-                data.extend(row.chunks_exact(2).take(channels).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()));
+                data.extend(
+                    row.chunks_exact(2).take(channels).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
+                );
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod executor;
 pub mod plan;
+mod staging;
 
 use crate::error::Error;
 use crate::kernels::{Call, Limits, vector_bytes, vectors};
@@ -156,6 +157,16 @@ pub enum Layout {
         /// The numbers.
         values: Vec<f32>,
     },
+}
+
+impl Layout {
+    /// The stored element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Layout::Matrix { dtype, .. } | Layout::Table { dtype, .. } => *dtype,
+            Layout::Vector { .. } | Layout::Constant { .. } => DType::F32,
+        }
+    }
 }
 
 /// One weight: which tensors it is made of and how.

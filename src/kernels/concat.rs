@@ -29,27 +29,28 @@ pub fn call(rows: u32, channels_a: u32, channels_b: u32, dtype: DType, limits: &
     let width = vectors(channels);
     let bytes = vector_bytes(dtype);
     let sizes = [channels_a, channels_b, channels].map(|count| (u64::from(vectors(count)) * bytes, bytes));
-    let launches = bands::rows(u64::from(rows), &sizes, u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
-        let params = Params {
-            begin: begin as u32 * width,
-            end: end as u32 * width,
-            width,
-            width_a: vectors(channels_a),
-            width_b: vectors(channels_b),
-            channels_a,
-            channels,
-            a_base: parts[0].base,
-            b_base: parts[1].base,
-            y_base: parts[2].base,
-            pad0: 0,
-            pad1: 0,
-        };
-        Launch {
-            params: bytemuck::bytes_of(&params).to_vec(),
-            workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
-            ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
-        }
-    });
+    let launches =
+        bands::rows(u64::from(rows), &sizes, u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
+            let params = Params {
+                begin: begin as u32 * width,
+                end: end as u32 * width,
+                width,
+                width_a: vectors(channels_a),
+                width_b: vectors(channels_b),
+                channels_a,
+                channels,
+                a_base: parts[0].base,
+                b_base: parts[1].base,
+                y_base: parts[2].base,
+                pad0: 0,
+                pad1: 0,
+            };
+            Launch {
+                params: bytemuck::bytes_of(&params).to_vec(),
+                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
+                ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
+            }
+        });
     Some(Call {
         variant: Variant { stem: "concat", constants: vec![], types: vec![("A", dtype)] },
         launches: launches.collect(),

@@ -75,27 +75,28 @@ pub struct Params {
 pub fn call(config: Elementwise, rows: u32, channels: u32, types: [DType; 3], limits: &Limits) -> Option<Call> {
     let width = vectors(channels);
     let sizes = types.map(|dtype| (u64::from(width) * vector_bytes(dtype), vector_bytes(dtype)));
-    let launches = bands::rows(u64::from(rows), &sizes, u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
-        let params = Params {
-            begin: begin as u32 * width,
-            end: end as u32 * width,
-            width,
-            tail: channels - (width - 1) * 4,
-            a_base: parts[0].base,
-            b_base: parts[1].base,
-            y_base: parts[2].base,
-            pad: 0,
-            scale_a: config.scale_a,
-            scale_b: config.scale_b.unwrap_or(0.0),
-            shift: config.shift,
-            pad1: 0.0,
-        };
-        Launch {
-            params: bytemuck::bytes_of(&params).to_vec(),
-            workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
-            ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
-        }
-    });
+    let launches =
+        bands::rows(u64::from(rows), &sizes, u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
+            let params = Params {
+                begin: begin as u32 * width,
+                end: end as u32 * width,
+                width,
+                tail: channels - (width - 1) * 4,
+                a_base: parts[0].base,
+                b_base: parts[1].base,
+                y_base: parts[2].base,
+                pad: 0,
+                scale_a: config.scale_a,
+                scale_b: config.scale_b.unwrap_or(0.0),
+                shift: config.shift,
+                pad1: 0.0,
+            };
+            Launch {
+                params: bytemuck::bytes_of(&params).to_vec(),
+                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
+                ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
+            }
+        });
     let binary = u32::from(config.scale_b.is_some());
     let variant = Variant {
         stem: "elementwise",

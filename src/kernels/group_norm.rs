@@ -92,7 +92,8 @@ pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
         (image * u64::from(config.positions)) + (within * u64::from(chunk)).min(u64::from(config.positions))
     };
     let part = |begin, end| bands::span(row(begin), row(end), config.row_bytes(), vector_bytes(config.dtype), limits);
-    let fits = |begin: u64, end: u64| part(begin, end).size <= limits.binding && end - begin <= u64::from(limits.workgroups);
+    let fits =
+        |begin: u64, end: u64| part(begin, end).size <= limits.binding && end - begin <= u64::from(limits.workgroups);
     let pieces = bands::split(u64::from(chunks * config.batch), fits)?;
     let launches = pieces.into_iter().map(|(begin, end)| {
         let bound = part(begin, end);
@@ -143,23 +144,29 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     let width = vectors(config.channels);
     let rows = u64::from(config.batch) * u64::from(config.positions);
     let tensor = (config.row_bytes(), vector_bytes(config.dtype));
-    let launches = bands::rows(rows, &[tensor, tensor], u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
-        let params = ApplyParams {
-            begin: begin as u32 * width,
-            end: end as u32 * width,
-            width,
-            plane: config.positions * width,
-            x_base: parts[0].base,
-            y_base: parts[1].base,
-            pad0: 0,
-            pad1: 0,
-        };
-        Launch {
-            params: bytemuck::bytes_of(&params).to_vec(),
-            workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
-            ranges: vec![Some((parts[0].offset, parts[0].size)), None, None, Some((parts[1].offset, parts[1].size))],
-        }
-    });
+    let launches =
+        bands::rows(rows, &[tensor, tensor], u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
+            let params = ApplyParams {
+                begin: begin as u32 * width,
+                end: end as u32 * width,
+                width,
+                plane: config.positions * width,
+                x_base: parts[0].base,
+                y_base: parts[1].base,
+                pad0: 0,
+                pad1: 0,
+            };
+            Launch {
+                params: bytemuck::bytes_of(&params).to_vec(),
+                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
+                ranges: vec![
+                    Some((parts[0].offset, parts[0].size)),
+                    None,
+                    None,
+                    Some((parts[1].offset, parts[1].size)),
+                ],
+            }
+        });
     let elements = rows * u64::from(config.channels);
     Some(Call {
         variant: Variant {

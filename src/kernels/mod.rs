@@ -32,7 +32,11 @@ pub const LANES: u64 = 64;
 /// # Panics
 /// When no shader has that stem, which is a fault of the kernel's file.
 pub fn shader_text(stem: &str) -> &'static str {
-    SHADERS.iter().find(|(name, _)| *name == stem).map(|(_, text)| *text).unwrap_or_else(|| panic!("no shader {stem}.wgsl"))
+    SHADERS
+        .iter()
+        .find(|(name, _)| *name == stem)
+        .map(|(_, text)| *text)
+        .unwrap_or_else(|| panic!("no shader {stem}.wgsl"))
 }
 
 macro_rules! shaders {
@@ -43,7 +47,7 @@ macro_rules! shaders {
 }
 
 shaders![
-    "attention",
+    "attention_lanes",
     "concat",
     "elementwise",
     "embed",
@@ -52,11 +56,15 @@ shaders![
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
-    "matrix_tile",
+    "matrix_epilogue",
+    "matrix_lanes",
     "pixels",
     "scheduler_step",
     "sinusoid",
 ];
+
+/// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
 
 /// A shader's text behind a generated prelude of constants and element types.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -70,6 +78,11 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// The inputs that are read as textures.
+    pub fn staged(&self) -> &'static [usize] {
+        STAGED.iter().find(|(stem, _)| *stem == self.stem).map_or(&[], |(_, inputs)| inputs)
+    }
+
     /// The whole WGSL source.
     pub fn source(&self) -> String {
         let mut text = String::with_capacity(8192);
@@ -92,6 +105,9 @@ impl Variant {
                      return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw)); }}\n"
                 )),
             }
+        }
+        if self.stem.starts_with("matrix_") {
+            text.push_str(shader_text("matrix_epilogue"));
         }
         text.push_str(shader_text(self.stem));
         text

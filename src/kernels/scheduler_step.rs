@@ -82,7 +82,13 @@ pub fn call(config: &SchedulerStep, limits: &Limits) -> Call {
 }
 
 /// The same in f64 for one position: new state and model input, from the old state, the predictions and the noise.
-pub fn reference(coefficients: &Coefficients, state: &[f64], outputs: &[f64], factor: f64, noise: f64) -> (Vec<f64>, f64) {
+pub fn reference(
+    coefficients: &Coefficients,
+    state: &[f64],
+    outputs: &[f64],
+    factor: f64,
+    noise: f64,
+) -> (Vec<f64>, f64) {
     let e = match outputs {
         [u, c] => (u + f64::from(coefficients.guidance) * (c - u)) * factor,
         _ => outputs[0],

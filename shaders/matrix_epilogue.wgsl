@@ -1,0 +1,24 @@
+// What the matrix kernels do to a sum before they store it; prepended to each of them.
+
+// 1 - (a1 t + .. + a5 t^5) exp(-x^2), t = 1 / (1 + p x): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
+fn erf4(v: vec4<f32>) -> vec4<f32> {
+  let x = abs(v);
+  let t = 1.0 / (1.0 + 0.3275911 * x);
+  let s = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+  return sign(v) * (1.0 - s * exp(-x * x));
+}
+
+fn sigmoid4(v: vec4<f32>) -> vec4<f32> {
+  return 1.0 / (1.0 + exp(min(-v, vec4<f32>(80.0))));
+}
+
+fn gelu4(v: vec4<f32>) -> vec4<f32> {
+  return 0.5 * v * (1.0 + erf4(v * 0.70710678118654752));
+}
+
+fn activate(v: vec4<f32>) -> vec4<f32> {
+  if (ACTIVATION == 1u) { return v * sigmoid4(v); }
+  if (ACTIVATION == 2u) { return gelu4(v); }
+  if (ACTIVATION == 3u) { return v * sigmoid4(1.702 * v); }
+  return v;
+}

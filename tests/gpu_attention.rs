@@ -1,0 +1,148 @@
+//! The attention kernels on this machine's adapter against their f64 reference.
+
+use std::sync::Arc;
+
+use scumble::gpu::{Gpu, GpuOptions, adapters};
+use scumble::graph::executor::Executor;
+use scumble::graph::{Graph, Shape};
+use scumble::kernels::Limits;
+use scumble::kernels::attention::{Attention, call};
+use scumble::tensor::{DType, HostTensor};
+
+/// Rows behind the output that must stay as they were.
+const CANARY_ROWS: u32 = 3;
+
+/// Queries, keys and values of one tensor, padded heads of `width`.
+fn fused(batch: u32, tokens: u32, heads: u32, width: u32) -> Attention {
+    let inner = heads * width;
+    Attention {
+        batch,
+        queries: tokens,
+        keys: tokens,
+        heads,
+        width,
+        scale: 1.0 / (width as f32).sqrt(),
+        causal: false,
+        query_channels: 3 * inner,
+        key_channels: 3 * inner,
+        offsets: [0, inner, 2 * inner],
+        dtype: DType::F32,
+    }
+}
+
+fn cross(batch: u32, queries: u32, keys: u32, heads: u32, width: u32) -> Attention {
+    let inner = heads * width;
+    let offsets = [0, 0, inner];
+    Attention {
+        queries,
+        keys,
+        query_channels: inner,
+        key_channels: 2 * inner,
+        offsets,
+        ..fused(batch, queries, heads, width)
+    }
+}
+
+fn cases() -> Vec<Attention> {
+    vec![
+        fused(2, 64, 2, 40),
+        Attention { causal: true, ..fused(2, 77, 3, 64) },
+        Attention { causal: true, ..fused(1, 5, 1, 8) },
+        cross(2, 50, 77, 2, 80),
+        cross(3, 17, 9, 2, 160),
+        cross(1, 1, 1, 1, 4),
+        cross(1, 3, 131, 5, 12),
+        fused(1, 70, 1, 512),
+    ]
+}
+
+/// Values of spread 4 around `shift`.
+fn noise(seed: u64, count: usize, shift: f32, dtype: DType) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 * 4.0 - 2.0 + shift
+    };
+    let round = |value: f32| if dtype == DType::F32 { value } else { half::f16::from_f32(value).to_f32() };
+    (0..count).map(|_| round(next())).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
+
+fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
+    let to = Shape::tokens(case.batch, case.queries, case.query_channels);
+    let from = Shape::tokens(case.batch, case.keys, case.key_channels);
+    let q = noise(0x9E37_79B9, (to.rows() * to.channels) as usize, 0.5, case.dtype);
+    let kv = noise(0x1234_5678_9ABC, (from.rows() * from.channels) as usize, 1.0, case.dtype);
+    let mut g = Graph::new(case.dtype, limits);
+    let (a, b) = (g.input("q", to, case.dtype), g.input("kv", from, case.dtype));
+    let inner = case.heads * case.width;
+    let mut call = call(case, &limits).expect("the case fits the limits");
+    if call.launches.len() == 1 {
+        call.launches[0].ranges[2] = None;
+    }
+    let with_canary = Shape::tokens(1, to.rows() + CANARY_ROWS, inner);
+    let out = g.push("case", call, vec![a.into(), b.into()], with_canary, case.dtype);
+    g.output("out", out);
+    let executor = Executor::new(gpu, &g, |_, _| Ok(())).unwrap();
+    let tensor = |shape: Shape, data: &[f32]| HostTensor {
+        shape: vec![shape.rows() as usize, shape.channels as usize],
+        data: data.to_vec(),
+    };
+    executor.write("q", &tensor(to, &q)).unwrap();
+    executor.write("kv", &tensor(from, &kv)).unwrap();
+    executor.write("out", &tensor(with_canary, &vec![f32::NAN; (with_canary.rows() * inner) as usize])).unwrap();
+    executor.run();
+    let got = executor.read("out").unwrap().data;
+    let expected = case.reference(&wide(&q), &wide(&kv));
+    // Outputs are means of values below 3. A score s = scale sum q k errs by about eps sqrt(D) |q||k| scale, and the
+    // weights by as much relatively; halves round the result once.
+    let sum = f64::from(case.scale) * f64::from(case.width) * 2.5 * 3.0;
+    let half = if case.dtype == DType::F32 { 0.0 } else { 3.0 / 2048.0 };
+    let tolerance = 8.0 * f64::from(f32::EPSILON) * sum.max(4.0) + half;
+    for (i, value) in expected.iter().enumerate() {
+        let difference = (f64::from(got[i]) - value).abs();
+        assert!(
+            difference <= tolerance,
+            "{case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}",
+            got[i]
+        );
+    }
+    assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
+}
+
+fn all(cpu: bool, dtype: DType) {
+    if adapters().is_empty() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    for case in cases() {
+        check(&gpu, &Attention { dtype, ..case }, Limits { cpu, ..gpu.limits() });
+    }
+}
+
+#[test]
+fn lanes_f32() {
+    all(true, DType::F32);
+}
+
+#[test]
+fn lanes_f16() {
+    all(true, DType::F16);
+}
+
+#[test]
+fn split_by_batch() {
+    if adapters().is_empty() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let case = cross(3, 17, 9, 2, 20);
+    let limits = Limits { binding: 4096, ..gpu.limits() };
+    assert!(call(&case, &limits).unwrap().launches.len() > 1);
+    check(&gpu, &case, limits);
+}
