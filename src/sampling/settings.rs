@@ -283,6 +283,10 @@ impl Reader<'_> {
             }
             return Ok(Variance::FixedSmall);
         }
+        // diffusers leaves the posterior variance as it is, which is fixed_small, for null.
+        if self.values.get("variance_type").is_none_or(Value::is_null) {
+            return Ok(Variance::FixedSmall);
+        }
         self.word(
             "variance_type",
             &[

@@ -48,9 +48,11 @@ impl Run<'_> {
     }
 }
 
-/// The data estimate of a variance-preserving latent, x = sqrt(alpha) x0 + sqrt(beta) noise, from both roots.
+/// The data estimate of a variance-preserving latent, x = sqrt(alpha) x0 + sqrt(beta) noise, from both roots. Without any
+/// signal (alpha = 0) a clipped estimate from noise is an infinity clipped in diffusers; a huge factor gives the same.
 fn vp_estimate(prediction: PredictionType, root_alpha: f32, root_beta: f32, clip: Option<f32>) -> Estimate {
     let (a, b) = (f64::from(root_alpha), f64::from(root_beta));
+    let a = if clip.is_some() { a.max(1e-30) } else { a };
     let (slot0, model_output) = match prediction {
         PredictionType::Epsilon => (1.0 / a, -b / a),
         PredictionType::Velocity => (a, -b),
