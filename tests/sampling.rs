@@ -46,7 +46,8 @@ fn deviation(case: &Value, program: &Program) -> Result<f64, String> {
         // Whole timesteps are exact. Fractional ones are read off log sigma, whose f32 logarithm differs by an ulp (2e-7 of
         // at most 8.3) between numpy's builds; neighbouring levels lie as little as 0.0015 apart at the flat end.
         let tolerance = if a.fract() == 0.0 && b.fract() == 0.0 { 0.0 } else { 5e-4 };
-        if !((a - b).abs() <= tolerance) {
+        let close = (a - b).abs() <= tolerance;
+        if !close {
             return Err(format!("timesteps {found:?}, not {expected:?}"));
         }
     }

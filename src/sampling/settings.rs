@@ -48,9 +48,9 @@ pub(super) enum SigmaCurve {
 /// DDPM's posterior variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Variance {
-    FixedSmall,
-    FixedSmallLog,
-    FixedLarge,
+    Small,
+    SmallLog,
+    Large,
 }
 
 /// The second-order formula of DPM-Solver++, or the B(h) of UniPC.
@@ -281,18 +281,18 @@ impl Reader<'_> {
             if learned.is_some_and(|word| word.starts_with("learned")) {
                 return Err(self.wrong("variance_type", "a fixed variance (scumble does not implement learned ones)"));
             }
-            return Ok(Variance::FixedSmall);
+            return Ok(Variance::Small);
         }
         // diffusers leaves the posterior variance as it is, which is fixed_small, for null.
         if self.values.get("variance_type").is_none_or(Value::is_null) {
-            return Ok(Variance::FixedSmall);
+            return Ok(Variance::Small);
         }
         self.word(
             "variance_type",
             &[
-                ("fixed_small", Variance::FixedSmall),
-                ("fixed_small_log", Variance::FixedSmallLog),
-                ("fixed_large", Variance::FixedLarge),
+                ("fixed_small", Variance::Small),
+                ("fixed_small_log", Variance::SmallLog),
+                ("fixed_large", Variance::Large),
             ],
         )
     }
