@@ -25,13 +25,6 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Reads the text of a `scheduler_config.json`: JSON, and the bare `-Infinity` that Python writes for DPM-Solver's
-    /// `lambda_min_clipped`.
-    pub fn parse_json(text: &str, place: &str) -> Result<Value> {
-        serde_json::from_str(&quoted_infinities(text))
-            .map_err(|error| Error::new("scheduler config").at(place).expected("JSON").found(error))
-    }
-
     /// Reads a scheduler config of one of the classes that scumble implements; `place` names the file in errors.
     pub fn from_json(value: &Value, place: &str) -> Result<Self> {
         let class = value.get("_class_name").and_then(Value::as_str).ok_or_else(|| {
@@ -40,11 +33,6 @@ impl SchedulerConfig {
                 .expected(known_classes())
                 .found("nothing")
         })?;
-        Self::from_json_as(value, class, place)
-    }
-
-    /// The same for a class named elsewhere, such as in `model_index.json`, which outranks the file's `_class_name`.
-    pub fn from_json_as(value: &Value, class: &str, place: &str) -> Result<Self> {
         let kind = SamplerKind::from_class_name(class).ok_or_else(|| {
             Error::new("scheduler class")
                 .at(place)
@@ -58,7 +46,8 @@ impl SchedulerConfig {
         Self::build(place, kind, given, Map::new())
     }
 
-    /// Reads a config of any diffusers class for the sampler `kind`, as `Kind.from_config(config)` would.
+    /// Reads a config of any diffusers class for the sampler `kind`, as `Kind.from_config(config)` would. (What a pipeline
+    /// does to the original comes in between: `in_stable_diffusion_pipeline()?.with_sampler(kind)?`.)
     pub fn from_json_for(value: &Value, kind: SamplerKind, place: &str) -> Result<Self> {
         let given = explicit(value, place)?;
         Self::build(place, kind, with_algorithm(given, kind), Map::new())
@@ -236,27 +225,6 @@ impl SchedulerConfig {
     }
 }
 
-/// The text with Python's bare `Infinity`, `-Infinity` and `NaN` turned into strings, which JSON allows.
-fn quoted_infinities(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let (mut quoted, mut escaped, mut rest) = (false, false, text);
-    while let Some(c) = rest.chars().next() {
-        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| !quoted && rest.starts_with(word));
-        if let Some(word) = word {
-            out.extend(["\"", word, "\""]);
-            rest = &rest[word.len()..];
-            continue;
-        }
-        if c == '"' && !escaped {
-            quoted = !quoted;
-        }
-        escaped = c == '\\' && !escaped;
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    out
-}
-
 /// The schedules that diffusers' class for `kind` supports.
 pub fn supported_schedules(kind: SamplerKind) -> Vec<ScheduleKind> {
     use ScheduleKind::{Ays, Beta, Exponential, Karras, Leading, Linspace, SgmUniform, Trailing};
@@ -340,13 +308,46 @@ mod tests {
         SchedulerConfig::from_json(&value, "scheduler_config.json")
     }
 
+    /// Python writes `-Infinity` bare; the reader of the file hands it on as a string.
     #[test]
-    fn pythons_infinities_are_read() {
-        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "_note": "-Infinity \\\"NaN"}"#;
-        let value = SchedulerConfig::parse_json(text, "x").unwrap();
-        assert_eq!(value["_note"], "-Infinity \\\"NaN");
-        assert_eq!(read(value).unwrap().sampler(), SamplerKind::Dpmpp2m);
-        assert!(SchedulerConfig::parse_json("{", "x").is_err());
+    fn pythons_infinity_is_a_word() {
+        let config = read(json!({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": "-Infinity"}));
+        assert_eq!(config.unwrap().settings.lambda_min_clipped, f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn odd_values_never_panic() {
+        let odd = [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(0),
+            json!(1),
+            json!(3),
+            json!(0.5),
+            json!(1e30),
+            json!(-0.2),
+            json!(""),
+            json!("zero"),
+            json!("sigma_min"),
+            json!("trailing"),
+            json!("leading"),
+            json!("squaredcos_cap_v2"),
+            json!([]),
+            json!([0.5]),
+            json!([-1]),
+            json!({}),
+        ];
+        for kind in SamplerKind::ALL {
+            for (key, value) in defaults(kind).keys().flat_map(|key| odd.iter().map(move |value| (key, value))) {
+                for steps in [1, 3] {
+                    let config = json!({"num_train_timesteps": 1, "skip_prk_steps": true, key: value});
+                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
+                    let config = json!({"num_train_timesteps": 20, "skip_prk_steps": false, "use_karras_sigmas": true, key: value});
+                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
+                }
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod unipc;
 use super::kinds::SamplerKind;
 use super::program::{Draft, Estimate, Linear, Program};
 use super::settings::{PredictionType, Settings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a solver is asked for.
 pub(super) struct Run<'a> {
@@ -43,6 +43,11 @@ pub(super) fn program(run: &Run) -> Result<Program> {
 
 impl Run<'_> {
     fn finish(&self, init_noise_sigma: f32, slots: usize, drafts: Vec<Draft>) -> Result<Program> {
+        if drafts.is_empty() {
+            return Err(Error::usage("schedule without any step")
+                .at("--steps")
+                .hint("another --schedule or count of --steps"));
+        }
         let evaluations = drafts.into_iter().map(Draft::finish).collect::<Result<_>>()?;
         Ok(Program { sampler: self.sampler, init_noise_sigma, slots, evaluations })
     }
