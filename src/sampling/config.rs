@@ -33,11 +33,6 @@ impl SchedulerConfig {
                 .expected(known_classes())
                 .found("nothing")
         })?;
-        Self::from_json_as(value, class, place)
-    }
-
-    /// The same for a class named elsewhere, such as in `model_index.json`, which outranks the file's `_class_name`.
-    pub fn from_json_as(value: &Value, class: &str, place: &str) -> Result<Self> {
         let kind = SamplerKind::from_class_name(class).ok_or_else(|| {
             Error::new("scheduler class")
                 .at(place)
@@ -51,7 +46,8 @@ impl SchedulerConfig {
         Self::build(place, kind, given, Map::new())
     }
 
-    /// Reads a config of any diffusers class for the sampler `kind`, as `Kind.from_config(config)` would.
+    /// Reads a config of any diffusers class for the sampler `kind`, as `Kind.from_config(config)` would. (What a pipeline
+    /// does to the original comes in between: `in_stable_diffusion_pipeline()?.with_sampler(kind)?`.)
     pub fn from_json_for(value: &Value, kind: SamplerKind, place: &str) -> Result<Self> {
         let given = explicit(value, place)?;
         Self::build(place, kind, with_algorithm(given, kind), Map::new())
@@ -300,4 +296,142 @@ fn normalised(mut given: Map<String, Value>, kind: SamplerKind) -> Map<String, V
         replace(&mut given, "algorithm_type", &["deis"], "dpmsolver++");
     }
     given
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use serde_json::json;
+
+    fn read(value: Value) -> Result<SchedulerConfig> {
+        SchedulerConfig::from_json(&value, "scheduler_config.json")
+    }
+
+    /// Python writes `-Infinity` bare; the reader of the file hands it on as a string.
+    #[test]
+    fn pythons_infinity_is_a_word() {
+        let config = read(json!({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": "-Infinity"}));
+        assert_eq!(config.unwrap().settings.lambda_min_clipped, f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn odd_values_never_panic() {
+        let odd = [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(0),
+            json!(1),
+            json!(3),
+            json!(0.5),
+            json!(1e30),
+            json!(-0.2),
+            json!(""),
+            json!("zero"),
+            json!("sigma_min"),
+            json!("trailing"),
+            json!("leading"),
+            json!("squaredcos_cap_v2"),
+            json!([]),
+            json!([0.5]),
+            json!([-1]),
+            json!({}),
+        ];
+        for kind in SamplerKind::ALL {
+            for (key, value) in defaults(kind).keys().flat_map(|key| odd.iter().map(move |value| (key, value))) {
+                for steps in [1, 3] {
+                    let config = json!({"num_train_timesteps": 1, "skip_prk_steps": true, key: value});
+                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
+                    let config = json!({"num_train_timesteps": 20, "skip_prk_steps": false, "use_karras_sigmas": true, key: value});
+                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_an_error() {
+        let cases = [
+            (json!({"_class_name": "LMSDiscreteScheduler"}), "LMSDiscreteScheduler"),
+            (json!({"_class_name": "DDIMScheduler", "thresholding": true}), "thresholding"),
+            (json!({"_class_name": "DDIMScheduler", "predicton_type": "v_prediction"}), "\"prediction_type\""),
+            (json!({"_class_name": "DDIMScheduler", "prediction_type": "flow"}), "prediction_type"),
+            (json!({"_class_name": "DDIMScheduler", "beta_schedule": "wavy"}), "beta_schedule"),
+            (json!({"_class_name": "DDIMScheduler", "beta_schedule": 3}), "beta_schedule"),
+            (json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}), "num_train_timesteps"),
+            (json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 1e12}), "num_train_timesteps"),
+            (json!({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}), "trained_betas"),
+            (json!({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}), "variance_type"),
+            (json!({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}), "algorithm_type"),
+            (json!({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}), "use_flow_sigmas"),
+            (json!({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}), "solver_order"),
+            (json!({"_class_name": "UniPCMultistepScheduler", "predict_x0": false}), "predict_x0"),
+            (json!({"_class_name": "PNDMScheduler", "prediction_type": "sample"}), "prediction_type"),
+            (
+                json!({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": true, "use_beta_sigmas": true}),
+                "use_beta_sigmas",
+            ),
+            (json!({}), "_class_name"),
+            (json!([1]), "_class_name"),
+        ];
+        for (config, named) in cases {
+            let error = read(config.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Failure, "{config}");
+            assert!(error.to_string().contains(named), "{config}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_class_serves_a_chosen_sampler() {
+        let config = json!({"_class_name": "LMSDiscreteScheduler", "beta_start": 0.001, "steps_offset": 1});
+        let chosen = SchedulerConfig::from_json_for(&config, SamplerKind::Euler, "x").unwrap();
+        assert_eq!((chosen.settings.beta_start, chosen.settings.offset), (0.001, 1));
+    }
+
+    #[test]
+    fn a_schedule_that_the_sampler_lacks_is_a_usage_error() {
+        for kind in SamplerKind::ALL {
+            let config = SchedulerConfig::from_json_for(&json!({"skip_prk_steps": true}), kind, "x").unwrap();
+            for schedule in ScheduleKind::ALL {
+                let supported = supported_schedules(kind).contains(&schedule);
+                let changed = config.with_schedule(schedule, AysList::StableDiffusion);
+                assert_eq!(changed.is_ok(), supported, "{kind} {schedule}");
+                match changed {
+                    Ok(changed) if schedule == ScheduleKind::SgmUniform => {
+                        assert_eq!(changed.schedule(), ScheduleKind::Trailing);
+                    }
+                    Ok(changed) => assert_eq!(changed.schedule(), schedule),
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Usage),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn align_your_steps_is_the_published_list() {
+        let config = read(json!({"_class_name": "DPMSolverMultistepScheduler"})).unwrap();
+        let config = config.with_schedule(ScheduleKind::Ays, AysList::StableDiffusionXl).unwrap();
+        let timesteps = |steps| -> Vec<f32> {
+            config.program(steps, None).unwrap().evaluations.iter().map(|step| step.timestep).collect()
+        };
+        assert_eq!(timesteps(10), [999.0, 845.0, 730.0, 587.0, 443.0, 310.0, 193.0, 116.0, 53.0, 13.0]);
+        assert_eq!(timesteps(1), [999.0]);
+        assert_eq!((timesteps(19)[0], timesteps(19)[1], timesteps(19)[2]), (999.0, 919.0, 845.0));
+        assert!(timesteps(30).windows(2).all(|pair| pair[0] > pair[1]));
+    }
+
+    #[test]
+    fn step_counts_have_bounds() {
+        let config = read(json!({"_class_name": "EulerDiscreteScheduler"})).unwrap();
+        for steps in [0, 1001] {
+            assert_eq!(config.program(steps, None).unwrap_err().kind(), ErrorKind::Usage);
+        }
+        assert!(config.program(1000, None).is_ok());
+        assert!(config.program(0, Some(&[500, 500])).is_err());
+        assert!(config.program(0, Some(&[1000])).is_err());
+        assert!(config.program(0, Some(&[])).is_err());
+        let ddim = config.with_sampler(SamplerKind::Ddim).unwrap();
+        assert!(ddim.program(0, Some(&[500])).unwrap_err().to_string().contains("dpmpp_2m"));
+    }
 }

@@ -48,9 +48,9 @@ pub(super) enum SigmaCurve {
 /// DDPM's posterior variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Variance {
-    FixedSmall,
-    FixedSmallLog,
-    FixedLarge,
+    Small,
+    SmallLog,
+    Large,
 }
 
 /// The second-order formula of DPM-Solver++, or the B(h) of UniPC.
@@ -152,7 +152,7 @@ pub(super) fn defaults(kind: SamplerKind) -> Map<String, Value> {
 }
 
 /// Keys of diffusers' other schedulers: carried along by `from_config`, without meaning here.
-const CARRIED: [&str; 18] = [
+const CARRIED: [&str; 19] = [
     "base_image_seq_len",
     "base_shift",
     "corrector_order",
@@ -168,6 +168,7 @@ const CARRIED: [&str; 18] = [
     "shift",
     "sigma_data",
     "sigma_schedule",
+    "snr_shift_scale",
     "stochastic_sampling",
     "tau_func",
     "tensor_format",
@@ -198,11 +199,10 @@ impl Reader<'_> {
         if !(1..=100_000).contains(&train_steps) {
             return Err(self.wrong("num_train_timesteps", "1 to 100000"));
         }
-        let clip = if self.flag("clip_sample")? { Some(self.number("clip_sample_range", 1.0)? as f32) } else { None };
         Ok(Settings {
             train_steps,
-            beta_start: self.number("beta_start", 0.0)?,
-            beta_end: self.number("beta_end", 0.0)?,
+            beta_start: self.beta("beta_start")?,
+            beta_end: self.beta("beta_end")?,
             beta_curve: self.beta_curve(kind)?,
             trained_betas: self.trained_betas(train_steps)?,
             zero_snr: self.flag("rescale_betas_zero_snr")?,
@@ -212,7 +212,7 @@ impl Reader<'_> {
                 &[("leading", Spacing::Leading), ("trailing", Spacing::Trailing), ("linspace", Spacing::Linspace)],
             )?,
             offset: self.offset()?,
-            clip,
+            clip: self.clip()?,
             set_alpha_to_one: self.flag("set_alpha_to_one")?,
             curve: self.curve()?,
             sigma_min: self.extreme("sigma_min")?,
@@ -250,6 +250,23 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn clip(&self) -> Result<Option<f32>> {
+        if !self.flag("clip_sample")? {
+            return Ok(None);
+        }
+        match self.number("clip_sample_range", 1.0)? as f32 {
+            range if range > 0.0 => Ok(Some(range)),
+            _ => Err(self.wrong("clip_sample_range", "a positive number")),
+        }
+    }
+
+    fn beta(&self, key: &str) -> Result<f64> {
+        match self.number(key, 0.0)? {
+            beta if (0.0..=1.0).contains(&beta) => Ok(beta),
+            _ => Err(self.wrong(key, "a number from 0 to 1")),
+        }
+    }
+
     fn beta_curve(&self, kind: SamplerKind) -> Result<BetaCurve> {
         let mut known = vec![
             ("linear", BetaCurve::Linear),
@@ -281,14 +298,18 @@ impl Reader<'_> {
             if learned.is_some_and(|word| word.starts_with("learned")) {
                 return Err(self.wrong("variance_type", "a fixed variance (scumble does not implement learned ones)"));
             }
-            return Ok(Variance::FixedSmall);
+            return Ok(Variance::Small);
+        }
+        // diffusers leaves the posterior variance as it is, which is fixed_small, for null.
+        if self.values.get("variance_type").is_none_or(Value::is_null) {
+            return Ok(Variance::Small);
         }
         self.word(
             "variance_type",
             &[
-                ("fixed_small", Variance::FixedSmall),
-                ("fixed_small_log", Variance::FixedSmallLog),
-                ("fixed_large", Variance::FixedLarge),
+                ("fixed_small", Variance::Small),
+                ("fixed_small_log", Variance::SmallLog),
+                ("fixed_large", Variance::Large),
             ],
         )
     }

@@ -24,9 +24,9 @@ pub(super) fn ddpm(run: &Run) -> Result<Program> {
         let step_beta = 1.0 - step_alpha;
         let small = (beta_prev / beta * step_beta).max(1e-20);
         let deviation = match settings.variance {
-            Variance::FixedSmall => small.sqrt(),
-            Variance::FixedSmallLog => exp(0.5 * ln(small)),
-            Variance::FixedLarge => step_beta.sqrt(),
+            Variance::Small => small.sqrt(),
+            Variance::SmallLog => exp(0.5 * ln(small)),
+            Variance::Large => step_beta.sqrt(),
         };
         let mean = (alpha_prev.sqrt() * step_beta / beta) * Linear::X0
             + (step_alpha.sqrt() * beta_prev / beta) * Linear::LATENT;

@@ -14,7 +14,7 @@ mod unipc;
 use super::kinds::SamplerKind;
 use super::program::{Draft, Estimate, Linear, Program};
 use super::settings::{PredictionType, Settings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a solver is asked for.
 pub(super) struct Run<'a> {
@@ -43,14 +43,21 @@ pub(super) fn program(run: &Run) -> Result<Program> {
 
 impl Run<'_> {
     fn finish(&self, init_noise_sigma: f32, slots: usize, drafts: Vec<Draft>) -> Result<Program> {
+        if drafts.is_empty() {
+            return Err(Error::usage("schedule without any step")
+                .at("--steps")
+                .hint("another --schedule or count of --steps"));
+        }
         let evaluations = drafts.into_iter().map(Draft::finish).collect::<Result<_>>()?;
         Ok(Program { sampler: self.sampler, init_noise_sigma, slots, evaluations })
     }
 }
 
-/// The data estimate of a variance-preserving latent, x = sqrt(alpha) x0 + sqrt(beta) noise, from both roots.
+/// The data estimate of a variance-preserving latent, x = sqrt(alpha) x0 + sqrt(beta) noise, from both roots. Without any
+/// signal (alpha = 0) a clipped estimate from noise is an infinity clipped in diffusers; a huge factor gives the same.
 fn vp_estimate(prediction: PredictionType, root_alpha: f32, root_beta: f32, clip: Option<f32>) -> Estimate {
     let (a, b) = (f64::from(root_alpha), f64::from(root_beta));
+    let a = if clip.is_some() { a.max(1e-30) } else { a };
     let (slot0, model_output) = match prediction {
         PredictionType::Epsilon => (1.0 / a, -b / a),
         PredictionType::Velocity => (a, -b),
