@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn reads_as_one_sentence() {
-        let error = Error::new("tensor shape").at("unet/conv_in.weight").expected("[4]").found("[5]").hint("another file");
+        let error =
+            Error::new("tensor shape").at("unet/conv_in.weight").expected("[4]").found("[5]").hint("another file");
         assert_eq!(error.to_string(), "tensor shape: unet/conv_in.weight: expected [4], found [5]. Try another file.");
     }
 }

@@ -1,0 +1,160 @@
+//! Finding and opening adapters.
+
+use crate::error::{Error, Result};
+
+/// How to choose and open an adapter.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// A part of the adapter's name (any case) or its index in [`adapters`]; the fastest kind if absent.
+    pub adapter: Option<String>,
+    /// Opens the device with WebGPU's default limits and no optional feature, as a browser would give.
+    pub webgpu_defaults: bool,
+    /// Keeps bounds checks, loop bounds and workgroup clearing in the shaders.
+    pub checked: bool,
+}
+
+impl GpuOptions {
+    /// The developer switches of the environment: `SCUMBLE_WEBGPU_DEFAULTS=1` and `SCUMBLE_CHECKED=1`.
+    pub fn from_environment() -> Self {
+        let set = |name| std::env::var_os(name).is_some_and(|value| value != "0" && !value.is_empty());
+        Self { adapter: None, webgpu_defaults: set("SCUMBLE_WEBGPU_DEFAULTS"), checked: set("SCUMBLE_CHECKED") }
+    }
+}
+
+/// What `scumble info` tells of an adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterSummary {
+    /// The driver's name for it.
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub backend: String,
+    /// Discrete, integrated, virtual, CPU.
+    pub kind: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Optional features that matter to compute, present or not.
+    pub features: Vec<(&'static str, bool)>,
+    /// Limits that matter to compute, in bytes or counts.
+    pub limits: Vec<(&'static str, u64)>,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    descriptor.flags = if cfg!(debug_assertions) { wgpu::InstanceFlags::DEBUG } else { wgpu::InstanceFlags::empty() };
+    wgpu::Instance::new(descriptor)
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()))
+}
+
+/// All adapters of this machine, in the order that `--adapter INDEX` counts.
+pub fn adapters() -> Vec<AdapterSummary> {
+    enumerate().iter().map(summary).collect()
+}
+
+fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let features = adapter.features();
+    let limits = adapter.limits();
+    AdapterSummary {
+        name: info.name,
+        backend: format!("{:?}", info.backend),
+        kind: format!("{:?}", info.device_type),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        features: vec![
+            ("shader-f16", features.contains(wgpu::Features::SHADER_F16)),
+            ("subgroups", features.contains(wgpu::Features::SUBGROUP)),
+            ("timestamp-query", features.contains(wgpu::Features::TIMESTAMP_QUERY)),
+            ("cooperative-matrix", features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)),
+            ("pipeline-cache", features.contains(wgpu::Features::PIPELINE_CACHE)),
+        ],
+        limits: vec![
+            ("max buffer size (bytes)", limits.max_buffer_size),
+            ("max storage binding (bytes)", limits.max_storage_buffer_binding_size),
+            ("workgroup memory (bytes)", u64::from(limits.max_compute_workgroup_storage_size)),
+            ("max workgroup size", u64::from(limits.max_compute_invocations_per_workgroup)),
+            ("storage buffers per stage", u64::from(limits.max_storage_buffers_per_shader_stage)),
+            ("subgroup size, least", u64::from(info.subgroup_min_size)),
+            ("subgroup size, most", u64::from(info.subgroup_max_size)),
+        ],
+    }
+}
+
+/// Discrete before integrated before virtual before software.
+fn rank(info: &wgpu::AdapterInfo) -> u32 {
+    match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+pub(super) fn choose(options: &GpuOptions) -> Result<(wgpu::Adapter, wgpu::AdapterInfo)> {
+    let found = enumerate();
+    if found.is_empty() {
+        return Err(Error::new("no GPU adapter")
+            .expected("a Vulkan, Metal or DX12 driver")
+            .found("none")
+            .hint("installing your GPU's Vulkan driver, or the software one (Debian and Ubuntu: apt-get install mesa-vulkan-drivers)"));
+    }
+    let list = || {
+        let names = found.iter().enumerate();
+        names.map(|(index, adapter)| format!("{index} {}", adapter.get_info().name)).collect::<Vec<_>>().join(", ")
+    };
+    let chosen = match &options.adapter {
+        None => found.iter().min_by_key(|adapter| rank(&adapter.get_info())),
+        Some(wanted) => match wanted.parse::<usize>() {
+            Ok(index) => found.get(index),
+            Err(_) => {
+                let wanted = wanted.to_lowercase();
+                found.iter().find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
+            }
+        },
+    };
+    let Some(adapter) = chosen else {
+        let wanted = options.adapter.as_deref().unwrap_or_default();
+        return Err(Error::usage("no such adapter").at("--adapter").expected(list()).found(wanted));
+    };
+    Ok((adapter.clone(), adapter.get_info()))
+}
+
+pub(super) fn open(
+    adapter: &wgpu::Adapter,
+    info: &wgpu::AdapterInfo,
+    options: &GpuOptions,
+) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let floor = wgpu::Limits::default();
+    let limits = if options.webgpu_defaults { floor.clone() } else { adapter.limits() };
+    let supported = adapter.limits();
+    let needs = [
+        ("storage buffers per stage", floor.max_storage_buffers_per_shader_stage, supported.max_storage_buffers_per_shader_stage),
+        ("workgroup size", floor.max_compute_invocations_per_workgroup, supported.max_compute_invocations_per_workgroup),
+        ("workgroup memory", floor.max_compute_workgroup_storage_size, supported.max_compute_workgroup_storage_size),
+    ];
+    for (what, least, has) in needs {
+        if has < least {
+            return Err(Error::new("the adapter is too small")
+                .at(format!("{}: {what}", info.name))
+                .expected(format!("at least {least}"))
+                .found(has)
+                .hint("another --adapter"));
+        }
+    }
+    let mut features = wgpu::Features::empty();
+    if !options.webgpu_defaults {
+        features |= adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+    }
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("scumble"),
+        required_features: features,
+        required_limits: limits,
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        ..Default::default()
+    };
+    pollster::block_on(adapter.request_device(&descriptor))
+        .map_err(|error| Error::new("opening the adapter").at(&info.name).found(error).hint("another --adapter"))
+}

@@ -1,0 +1,216 @@
+//! The device: choosing an adapter, compiling shader variants, allocating, submitting, reading back.
+//!
+//! Besides `graph::executor` this is the only place that names wgpu.
+
+mod adapter;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::kernels::{Limits, Variant};
+
+pub use adapter::{AdapterSummary, GpuOptions, adapters};
+
+/// A compiled shader variant with the layout of its bindings.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+/// A device with its queue and its compiled pipelines.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    limits: Limits,
+    checked: bool,
+    faults: Arc<Mutex<Option<String>>>,
+    pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` names, or the best one. Blocks until the device is there.
+    pub fn open(options: &GpuOptions) -> Result<Self> {
+        let (adapter, info) = adapter::choose(options)?;
+        let (device, queue) = adapter::open(&adapter, &info, options)?;
+        Ok(Self::from_device(device, queue, info, options.checked))
+    }
+
+    /// Uses the device of a host application. `checked` keeps wgpu's run-time checks in the shaders.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, info: wgpu::AdapterInfo, checked: bool) -> Self {
+        let faults = Arc::new(Mutex::new(None));
+        let sink = Arc::clone(&faults);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
+        }));
+        let sink = Arc::clone(&faults);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                let text = format!("the device was lost: {message}");
+                sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+            }
+        });
+        let limits = device.limits();
+        let limits = Limits {
+            binding: limits.max_storage_buffer_binding_size,
+            alignment: u64::from(limits.min_storage_buffer_offset_alignment),
+            workgroups: limits.max_compute_workgroups_per_dimension,
+            cpu: info.device_type == wgpu::DeviceType::Cpu,
+        };
+        Self { device, queue, info, limits, checked, faults, pipelines: Mutex::default() }
+    }
+
+    /// The adapter's name as its driver gives it.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// What the adapter and its driver call themselves, for a report.
+    pub fn describe(&self) -> String {
+        let info = &self.info;
+        format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info).replace(" )", ")")
+    }
+
+    /// Whether this adapter is a software driver on the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.limits.cpu
+    }
+
+    /// What building a graph must know.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The largest buffer in bytes.
+    pub fn max_buffer_size(&self) -> u64 {
+        self.device.limits().max_buffer_size
+    }
+
+    /// Compiles `variant` with `reads` read-only and `writes` writable storage bindings after its parameters, or finds
+    /// it compiled.
+    pub(crate) fn pipeline(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Arc<Pipeline>> {
+        let key = (variant.clone(), reads, writes);
+        if let Some(found) = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(Arc::clone(found));
+        }
+        let pipeline = Arc::new(self.compile(variant, reads, writes)?);
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    fn compile(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Pipeline> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let source = variant.source();
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(variant.stem),
+            source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
+        };
+        let module = if self.checked {
+            self.device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: the shaders are our own; their loops are bounded by parameters that the host computes, their
+            // indices stay inside the bound ranges (the tests run with the checks on) and they divide by no zero.
+            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let entry = |index: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+            binding: index as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
+        entries.extend((1..=reads).map(|index| entry(index, wgpu::BufferBindingType::Storage { read_only: true })));
+        entries.extend(
+            (reads + 1..=reads + writes).map(|index| entry(index, wgpu::BufferBindingType::Storage { read_only: false })),
+        );
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(variant.stem), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(variant.stem),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(variant.stem),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: self.checked,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(Pipeline { pipeline, layout }),
+            Some(error) => Err(Error::new("shader compilation").at(variant.stem).found(error)),
+        }
+    }
+
+    /// A buffer of `size` bytes; an error that names `label` when the device has no room for it.
+    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let size = size.next_multiple_of(4).max(16);
+        let largest = self.max_buffer_size();
+        let too_large = |found: String| {
+            Error::new("the adapter cannot hold a buffer")
+                .at(label)
+                .expected(format!("at most {largest} bytes in one buffer, and free memory"))
+                .found(found)
+                .hint("a smaller picture, or --precision f16")
+        };
+        if size > largest {
+            return Err(too_large(format!("{size} bytes")));
+        }
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer =
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
+        match pollster::block_on(memory.pop()) {
+            None => Ok(buffer),
+            Some(error) => Err(too_large(format!("{size} bytes and the answer: {error}"))),
+        }
+    }
+
+    /// Waits for everything submitted so far; an error if the device failed meanwhile.
+    pub fn wait(&self) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        self.check()?;
+        polled.map(|_| ()).map_err(|error| Error::new("waiting for the GPU").at(self.name()).found(error))
+    }
+
+    /// The first fault that the device has reported since it was opened, as an error.
+    pub fn check(&self) -> Result<()> {
+        match self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            None => Ok(()),
+            Some(text) => Err(Error::new("the GPU failed")
+                .at(self.name())
+                .found(text)
+                .hint("a smaller picture, --precision f16, or another --adapter")),
+        }
+    }
+
+    /// Copies `size` bytes from the start of `buffer` to the host. Blocks.
+    pub(crate) fn read(&self, buffer: &wgpu::Buffer, size: u64) -> Result<Vec<u8>> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.buffer("readback", size, usage)?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+        self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.slice(..).map_async(wgpu::MapMode::Read, move |outcome| {
+            // A receiver that is gone means that the read was given up; there is nobody to tell.
+            let _ = sender.send(outcome);
+        });
+        self.wait()?;
+        let outcome = receiver.recv().map_err(|error| Error::new("reading back from the GPU").found(error))?;
+        outcome.map_err(|error| Error::new("reading back from the GPU").at(self.name()).found(error))?;
+        let view = staging
+            .slice(..)
+            .get_mapped_range()
+            .map_err(|error| Error::new("reading back from the GPU").at(self.name()).found(error))?;
+        Ok(view[..size as usize].to_vec())
+    }
+}

@@ -1,0 +1,397 @@
+//! From a plan to the GPU: pipelines, buffers and bind groups made once, then one loop over the compiled launches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Graph, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Pipeline};
+use crate::tensor::{DType, HostTensor};
+
+/// Weights are gathered in buffers of about this size, so that few allocations hold them all.
+const WEIGHT_BUFFER_BYTES: u64 = 256 << 20;
+/// A submission holds about this much work, so that a driver's watchdog (2 s on Windows) sees it end.
+const SUBMISSION_FLOPS: u64 = 100_000_000_000;
+/// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
+const PARAMS_STRIDE: u64 = 256;
+
+const VALUE_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
+
+/// Writes a weight's packed bytes: called with consecutive pieces.
+pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+struct CompiledLaunch {
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+    flops: u64,
+    node: usize,
+}
+
+/// A graph ready to run: nothing is allocated any more.
+pub struct Executor {
+    gpu: Arc<Gpu>,
+    launches: Vec<CompiledLaunch>,
+    labels: Vec<String>,
+    named: HashMap<String, Resident>,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("launches", &self.launches.len()).field("bytes", &self.bytes).finish()
+    }
+}
+
+/// A value on the GPU that outlives the graph which made it. Clones share the storage.
+#[derive(Debug, Clone)]
+pub struct Resident {
+    buffer: wgpu::Buffer,
+    info: ValueInfo,
+}
+
+/// A weight's place: buffer, offset and size in bytes.
+type Place = (usize, u64, u64);
+
+impl Executor {
+    /// Compiles, allocates and uploads. `fill` is asked for each weight's packed bytes in turn.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        graph: &Graph,
+        mut fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        if let Some(fault) = graph.fault() {
+            return Err(fault.clone());
+        }
+        let plan = plan::plan(graph);
+        let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
+        let (weight_buffers, places) = upload(gpu, graph, &mut fill)?;
+        let params = upload_params(gpu, graph)?;
+        let mut launches = Vec::new();
+        let mut slot = 0;
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let pipeline = gpu.pipeline(&node.call.variant, node.inputs.len(), node.outputs.len())?;
+            let count = node.call.launches.len() as u64;
+            for launch in &node.call.launches {
+                let params_size = (launch.params.len() as u64).next_multiple_of(16);
+                let mut entries = vec![binding(0, &params, slot * PARAMS_STRIDE, params_size)];
+                let outputs = node.outputs.iter().map(|value| Operand::Value(*value));
+                for (position, operand) in node.inputs.iter().copied().chain(outputs).enumerate() {
+                    let (buffer, offset, size) = match operand {
+                        Operand::Weight(weight) => {
+                            let (buffer, offset, size) = places[weight.0 as usize];
+                            (&weight_buffers[buffer], offset, size)
+                        }
+                        Operand::Value(value) => {
+                            let info = graph.info(value);
+                            let whole = info.shape.bytes(info.dtype);
+                            let (offset, size) = launch.ranges[position].unwrap_or((0, whole));
+                            check_binding(gpu, info, size)?;
+                            (&buffers[buffer_index(&plan, value)], offset, size)
+                        }
+                    };
+                    entries.push(binding(position as u32 + 1, buffer, offset, size));
+                }
+                let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(&node.label),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                });
+                launches.push(CompiledLaunch {
+                    pipeline: Arc::clone(&pipeline),
+                    bind_group,
+                    workgroups: launch.workgroups,
+                    flops: node.call.flops / count,
+                    node: index,
+                });
+                slot += 1;
+            }
+        }
+        let named = graph.inputs.iter().chain(&graph.outputs);
+        let named = named
+            .map(|(name, value)| {
+                let buffer = buffers[buffer_index(&plan, *value)].clone();
+                (name.clone(), Resident { buffer, info: graph.info(*value).clone() })
+            })
+            .collect();
+        gpu.check()?;
+        let bytes = plan.bytes() + graph.weight_bytes();
+        let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
+        Ok(Self { gpu: Arc::clone(gpu), launches, labels, named, bytes })
+    }
+
+    /// Bytes on the GPU: weights and activations.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Records and submits one run. Returns without waiting for it.
+    pub fn run(&self) {
+        let mut begin = 0;
+        while begin < self.launches.len() {
+            let mut end = begin;
+            let mut flops = 0;
+            while end < self.launches.len() && (flops < SUBMISSION_FLOPS || end == begin) {
+                flops += self.launches[end].flops;
+                end += 1;
+            }
+            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                for launch in &self.launches[begin..end] {
+                    record(&mut pass, launch);
+                }
+            }
+            self.gpu.queue.submit([encoder.finish()]);
+            begin = end;
+        }
+    }
+
+    /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
+    pub fn profile(&self) -> Result<Vec<(String, f64, u64)>> {
+        let mut rows: Vec<(String, f64, u64)> = self.labels.iter().map(|label| (label.clone(), 0.0, 0)).collect();
+        self.gpu.wait()?;
+        for launch in &self.launches {
+            let start = std::time::Instant::now();
+            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                record(&mut pass, launch);
+            }
+            self.gpu.queue.submit([encoder.finish()]);
+            self.gpu.wait()?;
+            let row = &mut rows[launch.node];
+            row.1 += start.elapsed().as_secs_f64();
+            row.2 += launch.flops;
+        }
+        Ok(rows)
+    }
+
+    /// Fills an input from a [B, H, W, C] tensor of its shape.
+    pub fn write(&self, name: &str, tensor: &HostTensor) -> Result<()> {
+        let Resident { buffer, info } = self.find(name)?;
+        let shape = info.shape;
+        let expected = shape.rows() as usize * shape.channels as usize;
+        if tensor.data.len() != expected {
+            return Err(Error::new("input length").at(name).expected(shape).found(format!("{:?}", tensor.shape)));
+        }
+        self.gpu.queue.write_buffer(buffer, 0, &encode_rows(&tensor.data, shape, info.dtype));
+        Ok(())
+    }
+
+    /// Fills an input's storage with these bytes.
+    pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let Resident { buffer, .. } = self.find(name)?;
+        self.gpu.queue.write_buffer(buffer, 0, bytes);
+        Ok(())
+    }
+
+    /// Reads an input or output as a [B, H, W, C] tensor. Blocks.
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
+        let Resident { buffer, info } = self.find(name)?;
+        let bytes = self.gpu.read(buffer, info.shape.bytes(info.dtype))?;
+        Ok(decode_rows(&bytes, info.shape, info.dtype))
+    }
+
+    /// The first `size` bytes of an input or output. Blocks.
+    pub fn read_bytes(&self, name: &str, size: u64) -> Result<Vec<u8>> {
+        let Resident { buffer, .. } = self.find(name)?;
+        self.gpu.read(buffer, size)
+    }
+
+    /// The shape of an input or output.
+    pub fn shape(&self, name: &str) -> Result<Shape> {
+        Ok(self.find(name)?.info.shape)
+    }
+
+    /// An input or output, sharing its storage: the next run changes it.
+    pub fn resident(&self, name: &str) -> Result<Resident> {
+        self.find(name).cloned()
+    }
+
+    /// A copy of an input or output that the next run leaves alone.
+    pub fn snapshot(&self, name: &str) -> Result<Resident> {
+        let Resident { buffer, info } = self.find(name)?;
+        let size = info.shape.bytes(info.dtype);
+        let copy = self.gpu.buffer(&info.label, size, VALUE_USAGE)?;
+        self.copy(buffer, &copy, 0, size);
+        Ok(Resident { buffer: copy, info: info.clone() })
+    }
+
+    /// Copies a value of the same shape into a named value of this graph, on the GPU.
+    pub fn copy_from(&self, name: &str, source: &Resident) -> Result<()> {
+        let to = self.find(name)?;
+        if to.info.shape.batch != source.info.shape.batch {
+            return Err(Error::new("copy between graphs").at(name).expected(to.info.shape).found(source.info.shape));
+        }
+        self.copy_batch(name, 0, source, source.info.shape.batch)
+    }
+
+    /// Copies the first batch element of a value into batch element `row` of a named value of this graph, on the GPU.
+    pub fn copy_row(&self, name: &str, row: u32, source: &Resident) -> Result<()> {
+        self.copy_batch(name, row, source, 1)
+    }
+
+    fn copy_batch(&self, name: &str, row: u32, source: &Resident, count: u32) -> Result<()> {
+        let to = self.find(name)?;
+        let wanted = Shape { batch: count, ..to.info.shape };
+        let found = Shape { batch: count, ..source.info.shape };
+        if wanted != found || to.info.dtype != source.info.dtype || row + count > to.info.shape.batch {
+            return Err(Error::new("copy between graphs").at(name).expected(wanted).found(found));
+        }
+        let size = wanted.bytes(to.info.dtype);
+        self.copy(&source.buffer, &to.buffer, u64::from(row) * (size / u64::from(count)), size);
+        Ok(())
+    }
+
+    fn copy(&self, from: &wgpu::Buffer, to: &wgpu::Buffer, offset: u64, size: u64) {
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(from, 0, to, offset, size);
+        self.gpu.queue.submit([encoder.finish()]);
+    }
+
+    fn find(&self, name: &str) -> Result<&Resident> {
+        self.named.get(name).ok_or_else(|| {
+            let mut known: Vec<_> = self.named.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            Error::new("no such value in the graph").at(name).expected(known.join(", "))
+        })
+    }
+}
+
+fn record(pass: &mut wgpu::ComputePass<'_>, launch: &CompiledLaunch) {
+    pass.set_pipeline(&launch.pipeline.pipeline);
+    pass.set_bind_group(0, &launch.bind_group, &[]);
+    let [x, y, z] = launch.workgroups;
+    pass.dispatch_workgroups(x, y, z);
+}
+
+fn binding(index: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
+    let size = wgpu::BufferSize::new(size.next_multiple_of(4));
+    let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+    wgpu::BindGroupEntry { binding: index, resource }
+}
+
+fn buffer_index(plan: &plan::Plan, value: Value) -> usize {
+    plan.buffer_of[value.0 as usize].unwrap_or_else(|| panic!("value {} is used but never planned", value.0))
+}
+
+fn check_binding(gpu: &Gpu, info: &ValueInfo, size: u64) -> Result<()> {
+    let limit = gpu.limits().binding;
+    if size <= limit {
+        return Ok(());
+    }
+    Err(Error::new("a tensor is larger than one binding of this adapter")
+        .at(format!("{} {}", info.label, info.shape))
+        .expected(format!("at most {limit} bytes"))
+        .found(format!("{size} bytes"))
+        .hint("a smaller picture, --precision f16, or another --adapter"))
+}
+
+fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsages) -> Result<Vec<wgpu::Buffer>> {
+    let label = |buffer: usize| {
+        let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
+        let largest = owners.max_by_key(|value| {
+            let info = &graph.values[*value];
+            info.shape.bytes(info.dtype)
+        });
+        largest.map_or_else(|| "unused".to_owned(), |value| format!("{} {}", graph.values[value].label, graph.values[value].shape))
+    };
+    plan.sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&label(index), *size, usage)).collect()
+}
+
+/// Lays the weights into large buffers and fills them piece by piece, waiting now and then so that staging memory
+/// stays bounded.
+fn upload(
+    gpu: &Gpu,
+    graph: &Graph,
+    fill: &mut impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
+) -> Result<(Vec<wgpu::Buffer>, Vec<Place>)> {
+    let align = gpu.limits().alignment.max(256);
+    let capacity = WEIGHT_BUFFER_BYTES.min(gpu.max_buffer_size());
+    let mut sizes: Vec<u64> = Vec::new();
+    let mut places = Vec::with_capacity(graph.weights.len());
+    for spec in &graph.weights {
+        let size = spec.bytes();
+        let used = sizes.last().map_or(u64::MAX, |used| used.next_multiple_of(align));
+        if used == u64::MAX || used + size > capacity {
+            sizes.push(size);
+            places.push((sizes.len() - 1, 0, size));
+        } else {
+            let last = sizes.len() - 1;
+            sizes[last] = used + size;
+            places.push((last, used, size));
+        }
+    }
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let buffers: Result<Vec<_>> =
+        sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
+    let buffers = buffers?;
+    let mut pending = 0;
+    for (spec, (buffer, offset, size)) in graph.weights.iter().zip(&places) {
+        let mut written = 0;
+        fill(spec, &mut |piece: &[u8]| {
+            gpu.queue.write_buffer(&buffers[*buffer], offset + written, piece);
+            written += piece.len() as u64;
+            pending += piece.len() as u64;
+            if pending > 32 << 20 {
+                pending = 0;
+                gpu.queue.submit([]);
+                gpu.wait()?;
+            }
+            Ok(())
+        })?;
+        assert_eq!(written, *size, "weight {:?} was packed to another size than declared", spec.keys);
+    }
+    gpu.queue.submit([]);
+    gpu.wait()?;
+    Ok((buffers, places))
+}
+
+fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<wgpu::Buffer> {
+    let mut bytes = Vec::new();
+    for launch in graph.nodes.iter().flat_map(|node| &node.call.launches) {
+        assert!(launch.params.len() as u64 <= PARAMS_STRIDE, "parameters of a launch take more than one slot");
+        let next = bytes.len() + PARAMS_STRIDE as usize;
+        bytes.extend_from_slice(&launch.params);
+        bytes.resize(next, 0);
+    }
+    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let buffer = gpu.buffer("parameters", bytes.len() as u64, usage)?;
+    gpu.queue.write_buffer(&buffer, 0, &bytes);
+    Ok(buffer)
+}
+
+/// Rows of C values as stored: padded with zeros to a multiple of four, in `dtype`.
+pub(crate) fn encode_rows(data: &[f32], shape: Shape, dtype: DType) -> Vec<u8> {
+    let channels = shape.channels as usize;
+    let padded = channels.next_multiple_of(4);
+    let mut bytes = Vec::with_capacity(shape.rows() as usize * padded * dtype.bytes());
+    for row in data.chunks_exact(channels) {
+        let values = row.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels));
+        match dtype {
+            DType::F32 => values.for_each(|value| bytes.extend(value.to_le_bytes())),
+            DType::F16 | DType::BF16 => values.for_each(|value| bytes.extend(half::f16::from_f32(value).to_le_bytes())),
+        }
+    }
+    bytes
+}
+
+fn decode_rows(bytes: &[u8], shape: Shape, dtype: DType) -> HostTensor {
+    let channels = shape.channels as usize;
+    let padded = channels.next_multiple_of(4);
+    let mut data = Vec::with_capacity(shape.rows() as usize * channels);
+    for row in bytes.chunks_exact(padded * dtype.bytes()) {
+        match dtype {
+            DType::F32 => {
+                data.extend(row.chunks_exact(4).take(channels).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            }
+            DType::F16 | DType::BF16 => {
+                data.extend(row.chunks_exact(2).take(channels).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()));
+            }
+        }
+    }
+    let axes = [shape.batch, shape.height, shape.width, shape.channels];
+    HostTensor { shape: axes.iter().map(|axis| *axis as usize).collect(), data }
+}

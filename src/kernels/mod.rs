@@ -1,0 +1,165 @@
+//! Kernels: one stem names a shader (`shaders/<stem>.wgsl`), a file here, its label, its cases and its bench row.
+//!
+//! A file here is pure arithmetic: it turns a configuration and shapes into a [`Call`] (shader variant, parameters,
+//! workgroups, bound ranges) and knows the same formula in f64 for tests. It needs no GPU.
+//!
+//! The memory layout that all kernels share: activations are channels-last, and the channel axis is padded with zeros
+//! to a multiple of four, so that a row of C channels is `C4 = ceil(C / 4)` vectors of four. A vector is `vec4<f32>`,
+//! or four halves in a `vec2<u32>`, which needs no shader feature.
+
+use crate::tensor::DType;
+
+pub mod bands;
+pub mod concat;
+pub mod elementwise;
+pub mod embed;
+pub mod group_norm;
+pub mod guidance_rescale;
+pub mod layer_norm;
+pub mod pixels;
+pub mod scheduler_step;
+pub mod sinusoid;
+
+/// Invocations of a workgroup in the kernels that take one invocation a vector.
+pub const LANES: u64 = 64;
+
+/// The text of `shaders/<stem>.wgsl`.
+///
+/// # Panics
+/// When no shader has that stem, which is a fault of the kernel's file.
+pub fn shader_text(stem: &str) -> &'static str {
+    SHADERS.iter().find(|(name, _)| *name == stem).map(|(_, text)| *text).unwrap_or_else(|| panic!("no shader {stem}.wgsl"))
+}
+
+macro_rules! shaders {
+    ($($stem:literal),* $(,)?) => {
+        /// Every shader: stem and text.
+        pub const SHADERS: &[(&str, &str)] = &[$(($stem, include_str!(concat!("../../shaders/", $stem, ".wgsl")))),*];
+    };
+}
+
+shaders![
+    "concat",
+    "elementwise",
+    "embed",
+    "group_norm",
+    "group_norm_combine",
+    "group_norm_stats",
+    "guidance_rescale",
+    "layer_norm",
+    "pixels",
+    "scheduler_step",
+    "sinusoid",
+];
+
+/// A shader's text behind a generated prelude of constants and element types.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The kernel's stem: `shaders/<stem>.wgsl`.
+    pub stem: &'static str,
+    /// `const NAME: u32 = value;` lines of the prelude.
+    pub constants: Vec<(&'static str, u32)>,
+    /// Element types: `("In", F16)` defines `InVec`, `load_in` and `store_in`.
+    pub types: Vec<(&'static str, DType)>,
+}
+
+impl Variant {
+    /// The whole WGSL source.
+    pub fn source(&self) -> String {
+        let mut text = String::with_capacity(8192);
+        for (name, value) in &self.constants {
+            text.push_str(&format!("const {name}: u32 = {value}u;\n"));
+        }
+        for (name, dtype) in &self.types {
+            let lower = name.to_lowercase();
+            match dtype {
+                DType::F32 => text.push_str(&format!(
+                    "alias {name}Vec = vec4<f32>;\n\
+                     fn load_{lower}(v: vec4<f32>) -> vec4<f32> {{ return v; }}\n\
+                     fn store_{lower}(v: vec4<f32>) -> vec4<f32> {{ return v; }}\n"
+                )),
+                DType::F16 | DType::BF16 => text.push_str(&format!(
+                    "alias {name}Vec = vec2<u32>;\n\
+                     fn load_{lower}(v: vec2<u32>) -> vec4<f32> {{ \
+                     return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y)); }}\n\
+                     fn store_{lower}(v: vec4<f32>) -> vec2<u32> {{ \
+                     return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw)); }}\n"
+                )),
+            }
+        }
+        text.push_str(shader_text(self.stem));
+        text
+    }
+}
+
+/// One dispatch of a call: parameters, grid and, per binding, the part of the buffer that is bound.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// The bytes of the kernel's `Params`.
+    pub params: Vec<u8>,
+    /// Workgroups in x, y, z.
+    pub workgroups: [u32; 3],
+    /// Per storage binding, inputs first: byte offset and size, or the whole value.
+    pub ranges: Vec<Option<(u64, u64)>>,
+}
+
+/// What a kernel asks of the executor: one shader variant, one or more dispatches of it, and what they cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// Which shader.
+    pub variant: Variant,
+    /// The dispatches, in order. More than one when a binding or a grid would pass the adapter's limits.
+    pub launches: Vec<Launch>,
+    /// Floating-point operations (2 per multiply-add).
+    pub flops: u64,
+    /// Bytes that must be moved at the least.
+    pub bytes: u64,
+}
+
+/// What an adapter allows, as far as building a graph must know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest range of a buffer that one binding may cover, in bytes.
+    pub binding: u64,
+    /// Offsets of bindings are multiples of this, in bytes.
+    pub alignment: u64,
+    /// Workgroups per grid axis.
+    pub workgroups: u32,
+    /// Whether kernels shaped for CPU adapters (one subgroup of eight lanes, no workgroup memory) should run.
+    pub cpu: bool,
+}
+
+impl Default for Limits {
+    /// WebGPU's default limits.
+    fn default() -> Self {
+        Self { binding: 128 << 20, alignment: 256, workgroups: 65535, cpu: false }
+    }
+}
+
+/// Vectors of four that `channels` values take.
+pub fn vectors(channels: u32) -> u32 {
+    channels.div_ceil(4)
+}
+
+/// Bytes of one vector of four.
+pub fn vector_bytes(dtype: DType) -> u64 {
+    4 * dtype.bytes() as u64
+}
+
+/// A grid of `count` workgroups folded from x into y.
+pub fn fold(count: u64, limits: &Limits) -> [u32; 3] {
+    let x = count.clamp(1, u64::from(limits.workgroups));
+    [x as u32, count.div_ceil(x).max(1) as u32, 1]
+}
+
+/// Whether a folded grid of `count` workgroups is within the limits.
+pub fn folds(count: u64, limits: &Limits) -> bool {
+    count <= u64::from(limits.workgroups) * u64::from(limits.workgroups)
+}
+
+/// A call of one launch that binds every value whole.
+pub fn whole(variant: Variant, params: &impl bytemuck::Pod, workgroups: [u32; 3], bindings: usize) -> Call {
+    let params = bytemuck::bytes_of(params).to_vec();
+    let launch = Launch { params, workgroups, ranges: vec![None; bindings] };
+    Call { variant, launches: vec![launch], flops: 0, bytes: 0 }
+}

@@ -1,0 +1,14 @@
+//! What a checkpoint's `config.json` files say, checked: plain data for the model builders.
+//!
+//! A field that a config leaves out has the default of its diffusers (transformers) class; a field that changes the
+//! computation in a way that scumble does not implement is an error that names it. Fields that those classes do not
+//! know are ignored, as they ignore them.
+
+mod clip;
+mod fields;
+mod unet;
+mod vae;
+
+pub use clip::{Activation, ClipConfig};
+pub use unet::{TextTimeConfig, UnetConfig};
+pub use vae::VaeConfig;

@@ -1,0 +1,387 @@
+//! Layers: functions of (graph, weights, value). One call declares a layer's weights, checks their shapes and records it.
+
+use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
+use crate::kernels::attention::Attention;
+use crate::kernels::conv2d::Conv2d;
+use crate::kernels::elementwise::{self, Activation, Elementwise};
+use crate::kernels::group_norm::{self, GroupNorm};
+use crate::kernels::layer_norm::{self, LayerNorm};
+use crate::kernels::matmul::Matmul;
+use crate::kernels::sinusoid::{self, Sinusoid};
+use crate::kernels::{Call, attention as attention_kernel, concat as concat_kernel, conv2d, embed, matmul};
+use crate::error::Error;
+use crate::tensor::DType;
+use crate::weights::Weights;
+
+/// Attention heads. A head's width is stored padded to a multiple of four, with zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub count: u32,
+    /// Channels of one head.
+    pub width: u32,
+}
+
+impl Heads {
+    fn padded(self) -> u32 {
+        self.width.next_multiple_of(4)
+    }
+
+    /// The head-major channels of tensor number `key`, every head padded.
+    fn rows(self, key: u8) -> Vec<RowSource> {
+        self.channels().into_iter().map(|channel| channel.map(|channel| (key, channel))).collect()
+    }
+
+    fn channels(self) -> Vec<Option<u32>> {
+        let padded = self.padded();
+        let channel = |p: u32| (p % padded < self.width).then(|| p / padded * self.width + p % padded);
+        (0..self.count * padded).map(channel).collect()
+    }
+}
+
+/// A linear layer's options.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Linear {
+    /// Output channels.
+    pub out: u32,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Applied before the residual.
+    pub activation: Activation,
+    /// Added last: [rows, out].
+    pub residual: Option<Value>,
+    /// The input is head-major, its heads padded.
+    pub heads: Option<Heads>,
+    /// The output is stored in f32 whatever the graph's precision.
+    pub single: bool,
+}
+
+impl Linear {
+    /// With bias and nothing else.
+    pub fn new(out: u32) -> Self {
+        Self { out, bias: true, activation: Activation::None, residual: None, heads: None, single: false }
+    }
+}
+
+/// A convolution's options.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conv {
+    /// Output channels.
+    pub out: u32,
+    /// Kernel height and width; padding is half of it.
+    pub kernel: u32,
+    /// Stride.
+    pub stride: u32,
+    /// Nearest-neighbour enlargement to this height and width (at most doubling) before the convolution.
+    pub upsample: Option<(u32, u32)>,
+    /// Added to every position of a batch element: [B, 1, 1, out] in f32.
+    pub row_bias: Option<Value>,
+    /// Added last: [B, H, W, out].
+    pub residual: Option<Value>,
+}
+
+impl Conv {
+    /// Stride 1, same size, with bias.
+    pub fn new(out: u32, kernel: u32) -> Self {
+        Self { out, kernel, stride: 1, upsample: None, row_bias: None, residual: None }
+    }
+}
+
+/// The names and habits of an attention layer's projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Projections {
+    query: &'static str,
+    key: &'static str,
+    value: &'static str,
+    out: &'static str,
+    /// Whether query, key and value have biases (the output always has).
+    bias: bool,
+    causal: bool,
+}
+
+/// A diffusers `Attention` of a transformer block.
+pub const DIFFUSERS: Projections =
+    Projections { query: "to_q", key: "to_k", value: "to_v", out: "to_out.0", bias: false, causal: false };
+/// The attention of an autoencoder.
+pub const AUTOENCODER: Projections = Projections { bias: true, ..DIFFUSERS };
+/// The attention of a CLIP text encoder.
+pub const CLIP: Projections =
+    Projections { query: "q_proj", key: "k_proj", value: "v_proj", out: "out_proj", bias: true, causal: true };
+
+fn identity(count: u32) -> Vec<RowSource> {
+    (0..count).map(|row| Some((0, row))).collect()
+}
+
+/// A channel axis as stored: padded to a multiple of four.
+fn padded(count: u32) -> Vec<Option<u32>> {
+    (0..count.next_multiple_of(4)).map(|k| (k < count).then_some(k)).collect()
+}
+
+fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
+    let key = w.claim(&[&[count]]);
+    w.vector(g, vec![key], identity(count))
+}
+
+/// Records `call`, or the fault that a row of the tensor is larger than a binding.
+fn push(g: &mut Graph, label: &str, call: Option<Call>, inputs: Vec<Operand>, shape: Shape, dtype: DType) -> Value {
+    match call {
+        Some(call) => g.push(label, call, inputs, shape, dtype),
+        None => {
+            let limit = g.limits().binding;
+            g.fail(
+                Error::new("one row of a tensor is larger than a binding of this adapter")
+                    .at(format!("{label} {shape}"))
+                    .expected(format!("at most {limit} bytes"))
+                    .hint("a smaller picture, or another --adapter"),
+            );
+            g.input(label, shape, dtype)
+        }
+    }
+}
+
+/// x [.., K] -> [.., N]; also a 1x1 convolution.
+pub fn linear(g: &mut Graph, w: &Weights<'_>, x: Value, options: Linear) -> Value {
+    let from = g.shape(x);
+    let logical = options.heads.map_or(from.channels, |heads| heads.count * heads.width);
+    let key = w.at("weight").claim(&[&[options.out, logical], &[options.out, logical, 1, 1]]);
+    let columns = options.heads.map_or_else(|| padded(from.channels), Heads::channels);
+    let weight = w.matrix(g, vec![key], identity(options.out), columns, 1);
+    let bias = options.bias.then(|| vector(g, &w.at("bias"), options.out));
+    product(g, w.path(), x, weight, bias, options)
+}
+
+/// x [rows, K] times a packed matrix, with the epilogue that `options` asks for.
+fn product(g: &mut Graph, label: &str, x: Value, weight: WeightId, bias: Option<WeightId>, options: Linear) -> Value {
+    let from = g.shape(x);
+    let output = if options.single { DType::F32 } else { g.precision() };
+    let config = Matmul {
+        rows: from.rows(),
+        inputs: from.channels,
+        outputs: options.out,
+        activation: options.activation,
+        bias: bias.is_some(),
+        residual: options.residual.is_some(),
+        gated: false,
+        input: g.dtype(x),
+        weight: g.precision(),
+        output,
+    };
+    let inputs = matmul::inputs(x, weight, bias, options.residual);
+    let call = matmul::call(&config, g.limits());
+    push(g, label, call, inputs, from.with_channels(options.out), output)
+}
+
+/// x [.., K] -> value * GELU(gate) [.., N], both from one product (arXiv:2002.05202; diffusers `GEGLU`).
+pub fn geglu(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
+    let from = g.shape(x);
+    let key = w.at("weight").claim(&[&[2 * out, from.channels]]);
+    let bias = w.at("bias").claim(&[&[2 * out]]);
+    let rows = matmul::gated_rows(out);
+    let weight = w.matrix(g, vec![key], rows.clone(), padded(from.channels), 1);
+    let bias = w.vector(g, vec![bias], rows);
+    let config = Matmul {
+        rows: from.rows(),
+        inputs: from.channels,
+        outputs: out,
+        activation: Activation::None,
+        bias: true,
+        residual: false,
+        gated: true,
+        input: g.dtype(x),
+        weight: g.precision(),
+        output: g.precision(),
+    };
+    let inputs = matmul::inputs(x, weight, Some(bias), None);
+    let call = matmul::call(&config, g.limits());
+    let dtype = g.precision();
+    push(g, w.path(), call, inputs, from.with_channels(out), dtype)
+}
+
+/// x [B, H, W, I] -> [B, H, W, O], 3x3.
+pub fn conv3x3(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
+    conv(g, w, x, Conv::new(out, 3))
+}
+
+/// x [B, H, W, I] -> [B, H', W', O], H' = ceil(H / stride) after the enlargement.
+pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
+    let from = g.shape(x);
+    let key = w.at("weight").claim(&[&[options.out, from.channels, options.kernel, options.kernel]]);
+    let taps = options.kernel * options.kernel;
+    let weight = w.matrix(g, vec![key], identity(options.out), padded(from.channels), taps);
+    let bias = vector(g, &w.at("bias"), options.out);
+    let (height, width) = options.upsample.unwrap_or((from.height, from.width));
+    let to = Shape::new(from.batch, height.div_ceil(options.stride), width.div_ceil(options.stride), options.out);
+    let config = Conv2d {
+        batch: from.batch,
+        input: [from.height, from.width],
+        output: [to.height, to.width],
+        inputs: from.channels,
+        outputs: options.out,
+        kernel: [options.kernel, options.kernel],
+        stride: options.stride,
+        padding: [options.kernel / 2, options.kernel / 2],
+        upsample: options.upsample.is_some(),
+        row_bias: options.row_bias.is_some(),
+        residual: options.residual.is_some(),
+        dtype: g.precision(),
+    };
+    let inputs = conv2d::inputs(x, weight, bias, options.row_bias, options.residual);
+    let call = conv2d::call(&config, g.limits());
+    let dtype = g.precision();
+    push(g, w.path(), call, inputs, to, dtype)
+}
+
+/// x [B, H, W, I] -> [B, H, W, C]; time [B, 1, 1, C] in f32 is added between the convolutions (diffusers `ResnetBlock2D`).
+pub fn resnet(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    x: Value,
+    channels: u32,
+    time: Option<Value>,
+    groups: u32,
+    eps: f32,
+) -> Value {
+    let h = group_norm(g, &w.at("norm1"), x, groups, eps, true);
+    let h = conv(g, &w.at("conv1"), h, Conv { row_bias: time, ..Conv::new(channels, 3) });
+    let h = group_norm(g, &w.at("norm2"), h, groups, eps, true);
+    let skip = if g.shape(x).channels == channels { x } else { linear(g, &w.at("conv_shortcut"), x, Linear::new(channels)) };
+    conv(g, &w.at("conv2"), h, Conv { residual: Some(skip), ..Conv::new(channels, 3) })
+}
+
+/// x [B, H, W, C] -> the same, normalised over positions and the channels of each group, then SiLU where asked.
+pub fn group_norm(g: &mut Graph, w: &Weights<'_>, x: Value, groups: u32, eps: f32, silu: bool) -> Value {
+    let shape = g.shape(x);
+    assert!(shape.channels % groups == 0, "{}: {groups} groups do not divide {} channels", w.path(), shape.channels);
+    let dtype = g.dtype(x);
+    let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
+    let config = GroupNorm { batch, positions, channels, groups, eps, silu, dtype };
+    let weight = vector(g, &w.at("weight"), channels);
+    let bias = vector(g, &w.at("bias"), channels);
+    let call = group_norm::stats(&config, g.limits());
+    let partials = Shape::new(batch, config.chunks(), 2, channels);
+    let partials = push(g, w.path(), call, vec![x.into()], partials, DType::F32);
+    let combine = group_norm::combine(&config);
+    let norm = Shape::new(batch, 2, 1, channels);
+    let norm = g.push(w.path(), combine, vec![partials.into(), weight.into()], norm, DType::F32);
+    let call = group_norm::apply(&config, g.limits());
+    push(g, w.path(), call, vec![x.into(), norm.into(), bias.into()], shape, dtype)
+}
+
+/// x [.., C] -> the same, normalised over the channels.
+pub fn layer_norm(g: &mut Graph, w: &Weights<'_>, x: Value, eps: f32) -> Value {
+    let shape = g.shape(x);
+    let dtype = g.dtype(x);
+    let weight = vector(g, &w.at("weight"), shape.channels);
+    let bias = vector(g, &w.at("bias"), shape.channels);
+    let config = LayerNorm { rows: shape.rows(), channels: shape.channels, eps, dtype };
+    let call = layer_norm::call(&config, g.limits());
+    g.push(w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
+}
+
+/// x [B, T, C] attends to context [B, S, D], or to itself; residual [B, T, C] is added after the output projection.
+pub fn attention(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    names: &Projections,
+    x: Value,
+    context: Option<Value>,
+    heads: Heads,
+    residual: Value,
+) -> Value {
+    let inner = heads.count * heads.padded();
+    let (q, kv) = match context {
+        None => {
+            let fused = projection(g, w, names, &[names.query, names.key, names.value], x, heads);
+            ((fused, 0), (fused, [inner, 2 * inner]))
+        }
+        Some(context) => {
+            let q = projection(g, w, names, &[names.query], x, heads);
+            let kv = projection(g, w, names, &[names.key, names.value], context, heads);
+            ((q, 0), (kv, [0, inner]))
+        }
+    };
+    let (to, from) = (g.shape(q.0), g.shape(kv.0));
+    let config = Attention {
+        batch: to.batch,
+        queries: to.positions(),
+        keys: from.positions(),
+        heads: heads.count,
+        width: heads.padded(),
+        scale: 1.0 / (heads.width as f32).sqrt(),
+        causal: names.causal,
+        query_channels: to.channels,
+        key_channels: from.channels,
+        offsets: [q.1, kv.1[0], kv.1[1]],
+        dtype: g.precision(),
+    };
+    let dtype = g.precision();
+    let call = attention_kernel::call(&config, g.limits());
+    let inputs = vec![q.0.into(), kv.0.into()];
+    let h = push(g, w.path(), call, inputs, to.with_channels(inner), dtype);
+    let out = Linear { residual: Some(residual), heads: Some(heads), ..Linear::new(heads.count * heads.width) };
+    linear(g, &w.at(names.out), h, out)
+}
+
+/// Several projections of x in one product, head-major, every head padded.
+fn projection(g: &mut Graph, w: &Weights<'_>, names: &Projections, parts: &[&str], x: Value, heads: Heads) -> Value {
+    let (width, out) = (g.shape(x).channels, heads.count * heads.width);
+    let rows: Vec<RowSource> = (0..parts.len() as u8).flat_map(|key| heads.rows(key)).collect();
+    let shapes: [&[u32]; 2] = [&[out, width], &[out, width, 1, 1]];
+    let keys = parts.iter().map(|part| w.at(part).at("weight").claim(&shapes)).collect();
+    let weight = w.matrix(g, keys, rows.clone(), padded(width), 1);
+    let bias = names.bias.then(|| {
+        let keys = parts.iter().map(|part| w.at(part).at("bias").claim(&[&[out]])).collect();
+        w.vector(g, keys, rows.clone())
+    });
+    let options = Linear { bias: names.bias, ..Linear::new(rows.len() as u32) };
+    product(g, &w.at(parts.join("+")).path().to_owned(), x, weight, bias, options)
+}
+
+/// [a | b] along the channels.
+pub fn concat(g: &mut Graph, label: &str, a: Value, b: Value) -> Value {
+    let (from, other) = (g.shape(a), g.shape(b));
+    assert!(from.rows() == other.rows(), "{label}: {from} and {other} have different rows");
+    let dtype = g.dtype(a);
+    let call = concat_kernel::call(from.rows(), from.channels, other.channels, dtype, g.limits());
+    push(g, label, call, vec![a.into(), b.into()], from.with_channels(from.channels + other.channels), dtype)
+}
+
+/// act(a + b).
+pub fn add(g: &mut Graph, label: &str, a: Value, b: Value, activation: Activation) -> Value {
+    pointwise(g, label, a, Some(b), Elementwise { scale_a: 1.0, scale_b: Some(1.0), shift: 0.0, activation })
+}
+
+/// factor * x + shift.
+pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> Value {
+    let config = Elementwise { scale_a: factor, scale_b: None, shift, activation: Activation::None };
+    pointwise(g, label, x, None, config)
+}
+
+fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Elementwise) -> Value {
+    let shape = g.shape(a);
+    let b = b.unwrap_or(a);
+    let dtype = g.precision();
+    let types = [g.dtype(a), g.dtype(b), dtype];
+    let call = elementwise::call(config, shape.rows(), shape.channels, types, g.limits());
+    push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
+/// x [B, 1, 1, N] in f32 -> sinusoidal embeddings [B, 1, 1, N * dim].
+pub fn sinusoid(g: &mut Graph, label: &str, x: Value, config: Sinusoid) -> Value {
+    let dtype = g.precision();
+    let frequencies = g.constant(config.frequencies());
+    let call = sinusoid::call(&config, dtype, g.limits());
+    let shape = Shape::new(config.batch, 1, 1, config.inputs * config.dim);
+    g.push(label, call, vec![x.into(), frequencies.into()], shape, dtype)
+}
+
+/// Row `rows[b]` of x [B, T, C], counted over the whole batch -> [B, 1, 1, C].
+pub fn select_row(g: &mut Graph, label: &str, x: Value, rows: Value) -> Value {
+    let from = g.shape(x);
+    let dtype = g.dtype(x);
+    let batch = g.shape(rows).batch;
+    let zeros = g.constant(vec![0.0; from.channels.next_multiple_of(4) as usize]);
+    let call = embed::call(batch, 1, from.channels, from.rows(), dtype, g.limits());
+    let inputs = vec![rows.into(), zeros.into(), x.into(), x.into(), x.into(), x.into()];
+    g.push(label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
+}

@@ -1,0 +1,107 @@
+//! CLIP's text encoder (transformers `CLIPTextModel`, `CLIPTextModelWithProjection`).
+
+use crate::error::Error;
+use crate::graph::{Graph, Operand, Value};
+use crate::kernels::embed;
+use crate::models::config::ClipConfig;
+use crate::models::nn::{self, Heads, Linear};
+use crate::weights::Weights;
+
+/// What a text encoder gives.
+#[derive(Debug, Clone, Copy)]
+pub struct TextVectors {
+    /// Vectors of the tokens [B, T, C], one for each layer that was asked for.
+    pub contexts: [Value; 2],
+    /// Projected vector of the end token [B, 1, 1, D], where the encoder has a projection.
+    pub pooled: Option<Value>,
+}
+
+/// Which layer's vectors a pipeline takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Take {
+    /// Layers left out at the end: 0 takes the last.
+    pub skip: usize,
+    /// Whether the final LayerNorm follows (Stable Diffusion 1 and 2) or not (XL).
+    pub final_norm: bool,
+}
+
+/// ids [B, T] -> text vectors. `ends` [B] selects the end token's row, where pooled vectors are wanted.
+pub fn clip(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    config: &ClipConfig,
+    ids: Value,
+    ends: Option<Value>,
+    takes: [Take; 2],
+) -> TextVectors {
+    let w_text = w.at("text_model");
+    let eps = config.layer_norm_eps as f32;
+    let mut x = embeddings(g, &w_text.at("embeddings"), config, ids);
+    let mut states = vec![x];
+    for layer in 0..config.num_layers {
+        x = encoder_layer(g, &w_text.at("encoder.layers").at(layer), config, x);
+        states.push(x);
+    }
+    let normed = nn::layer_norm(g, &w_text.at("final_layer_norm"), x, eps);
+    let mut taken = |take: Take| match (take.final_norm, take.skip) {
+        (false, skip) => states[config.num_layers - skip],
+        (true, 0) => normed,
+        (true, skip) => nn::layer_norm(g, &w_text.at("final_layer_norm"), states[config.num_layers - skip], eps),
+    };
+    let first = taken(takes[0]);
+    let contexts = [first, if takes[0] == takes[1] { first } else { taken(takes[1]) }];
+    let pooled = match (config.projection_dim, ends) {
+        (Some(width), Some(ends)) => {
+            let row = nn::select_row(g, "pooled", normed, ends);
+            let project = Linear { bias: false, ..Linear::new(width as u32) };
+            Some(nn::linear(g, &w.at("text_projection"), row, project))
+        }
+        (Some(width), None) => {
+            w.at("text_projection.weight").claim(&[&[width as u32, config.hidden_size as u32]]);
+            None
+        }
+        _ => None,
+    };
+    TextVectors { contexts, pooled }
+}
+
+/// ids [B, T] -> token plus position vectors [B, T, C].
+fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -> Value {
+    let (vocabulary, channels) = (config.vocab_size as u32, config.hidden_size as u32);
+    let shape = g.shape(ids);
+    let dtype = g.precision();
+    let table = w.at("token_embedding.weight");
+    table.claim(&[&[vocabulary, channels]]);
+    let split = embed::split(vocabulary, channels, dtype, g.limits()).unwrap_or_else(|| {
+        g.fail(
+            Error::new("the token table is larger than this adapter's bindings")
+                .at(table.path())
+                .expected(format!("at most {} bindings of {} bytes", embed::RANGES, g.limits().binding))
+                .found(format!("[{vocabulary}, {channels}]")),
+        );
+        vocabulary
+    });
+    let ranges: Vec<Operand> = (0..vocabulary.div_ceil(split))
+        .map(|range| table.table(g, range * split, split.min(vocabulary - range * split), channels, dtype).into())
+        .collect();
+    let places = w.at("position_embedding.weight");
+    places.claim(&[&[config.max_positions as u32, channels]]);
+    let places = places.table(g, 0, config.max_positions as u32, channels, dtype);
+    let mut inputs = vec![ids.into(), places.into()];
+    inputs.extend((0..embed::RANGES as usize).map(|range| ranges[range.min(ranges.len() - 1)]));
+    let call = embed::call(shape.batch, shape.height, channels, split, dtype, g.limits());
+    g.push(w.path(), call, inputs, shape.with_channels(channels), dtype)
+}
+
+/// x [B, T, C] -> [B, T, C] (transformers `CLIPEncoderLayer`).
+fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) -> Value {
+    let channels = config.hidden_size as u32;
+    let heads = Heads { count: config.head_count as u32, width: channels / config.head_count as u32 };
+    let eps = config.layer_norm_eps as f32;
+    let h = nn::layer_norm(g, &w.at("layer_norm1"), x, eps);
+    let x = nn::attention(g, &w.at("self_attn"), &nn::CLIP, h, None, heads, x);
+    let h = nn::layer_norm(g, &w.at("layer_norm2"), x, eps);
+    let wide = Linear { activation: config.activation.into(), ..Linear::new(config.intermediate_size as u32) };
+    let h = nn::linear(g, &w.at("mlp.fc1"), h, wide);
+    nn::linear(g, &w.at("mlp.fc2"), h, Linear { residual: Some(x), ..Linear::new(channels) })
+}

@@ -1,0 +1,123 @@
+//! From a checkpoint's rows to the layouts that kernels read, a panel at a time.
+
+use std::ops::Range;
+
+use super::Source;
+use crate::error::Result;
+use crate::graph::{Layout, RowSource, WeightSpec};
+use crate::tensor::DType;
+
+/// Bytes handed on at once, about.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// Packs one weight and hands its bytes on in order, in pieces of a few MiB.
+///
+/// # Errors
+/// When a tensor cannot be read, or `sink` fails.
+pub fn pack(spec: &WeightSpec, source: &dyn Source, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    match &spec.layout {
+        Layout::Matrix { rows, columns, taps, dtype } => {
+            let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
+            pack_matrix(&mut reader, rows, columns, *taps as usize, *dtype, sink)
+        }
+        Layout::Vector { rows } => {
+            let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
+            let mut values = vec![0f32; rows.len().next_multiple_of(32)];
+            for (at, (key, row), count) in runs(rows) {
+                values[at..at + count].copy_from_slice(reader.read(key, row..row + count)?);
+            }
+            sink(bytemuck::cast_slice(&values))
+        }
+        Layout::Table { first, count, channels, dtype } => {
+            let channels = *channels as usize;
+            let padded = channels.next_multiple_of(4);
+            let step = (PIECE_BYTES / (padded * dtype.bytes())).max(1);
+            let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
+            let end = (*first + *count) as usize;
+            let mut row = *first as usize;
+            while row < end {
+                let next = (row + step).min(end);
+                let mut values = vec![0f32; (next - row) * padded];
+                let read = reader.read(0, row..next)?;
+                for (to, from) in values.chunks_exact_mut(padded).zip(read.chunks_exact(channels)) {
+                    to[..channels].copy_from_slice(from);
+                }
+                sink(&encode(&values, *dtype))?;
+                row = next;
+            }
+            Ok(())
+        }
+        Layout::Constant { values } => {
+            let mut padded = values.clone();
+            padded.resize(values.len().next_multiple_of(32), 0.0);
+            sink(bytemuck::cast_slice(&padded))
+        }
+    }
+}
+
+struct Rows<'a> {
+    source: &'a dyn Source,
+    keys: &'a [String],
+    buffer: Vec<f32>,
+}
+
+impl Rows<'_> {
+    fn read(&mut self, key: usize, rows: Range<usize>) -> Result<&[f32]> {
+        // A vector is a matrix of one column to a source, so elements and rows are asked for alike.
+        self.source.rows(&self.keys[key], rows, &mut self.buffer)?;
+        Ok(&self.buffer)
+    }
+}
+
+/// Consecutive rows of one source tensor: physical start, (key, source row), count.
+fn runs(rows: &[RowSource]) -> Vec<(usize, (usize, usize), usize)> {
+    let mut found: Vec<(usize, (usize, usize), usize)> = Vec::new();
+    for (at, row) in rows.iter().enumerate() {
+        let Some((key, row)) = row.map(|(key, row)| (key as usize, row as usize)) else { continue };
+        match found.last_mut() {
+            Some((start, (k, first), count)) if *start + *count == at && *k == key && *first + *count == row => *count += 1,
+            _ => found.push((at, (key, row), 1)),
+        }
+    }
+    found
+}
+
+fn pack_matrix(
+    reader: &mut Rows<'_>,
+    rows: &[RowSource],
+    columns: &[Option<u32>],
+    taps: usize,
+    dtype: DType,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let width = columns.len();
+    let logical = columns.iter().flatten().count();
+    let panel_values = taps * width * 32;
+    for panel in rows.chunks(32) {
+        let mut values = vec![0f32; panel_values];
+        for (at, (key, row), count) in runs(panel) {
+            let read = reader.read(key, row..row + count)?;
+            for (offset, source) in read.chunks_exact(logical * taps).enumerate() {
+                let n = at + offset;
+                for (k, column) in columns.iter().enumerate() {
+                    let Some(column) = column else { continue };
+                    for tap in 0..taps {
+                        values[(tap * width + k) * 32 + n] = source[*column as usize * taps + tap];
+                    }
+                }
+            }
+        }
+        sink(&encode(&values, dtype))?;
+    }
+    Ok(())
+}
+
+fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => bytemuck::cast_slice(values).to_vec(),
+        DType::F16 | DType::BF16 => {
+            let halves: Vec<half::f16> = values.iter().map(|value| half::f16::from_f32(*value)).collect();
+            bytemuck::cast_slice(&halves).to_vec()
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! One safetensors file, memory-mapped or compiled in: names, shapes, and values converted to f32 on request.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use half::slice::HalfFloatSliceExt;
+
+use super::safetensors_header::{self, Entry, FileType};
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// The bytes of a file.
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+/// A checked safetensors file whose tensors can be read in any order, any number of elements at a time.
+pub struct SafetensorsFile {
+    bytes: Bytes,
+    entries: HashMap<String, Entry>,
+    place: String,
+}
+
+impl SafetensorsFile {
+    /// Maps the file at `path` and checks its header.
+    ///
+    /// As with every memory map, a file that another program shortens while it is in use ends this one.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fault = |e: &std::io::Error| Error::io("cannot read the weights", path, e);
+        let file = File::open(path).map_err(|e| fault(&e))?;
+        let metadata = file.metadata().map_err(|e| fault(&e))?;
+        if !metadata.is_file() {
+            return Err(Error::new("cannot read the weights")
+                .at(path.display())
+                .expected("a file")
+                .found("a directory"));
+        }
+        let bytes = if metadata.len() == 0 {
+            Bytes::Static(&[])
+        } else {
+            // SAFETY: the map is read-only; the risk that the file changes underneath is documented above.
+            Bytes::Mapped(unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fault(&e))?)
+        };
+        Self::checked(bytes, path.display().to_string())
+    }
+
+    /// A file that was compiled into the program; `place` names it in errors.
+    pub fn embedded(bytes: &'static [u8], place: impl Into<String>) -> Result<Self> {
+        Self::checked(Bytes::Static(bytes), place.into())
+    }
+
+    /// A file that lies in memory; `place` names it in errors.
+    pub fn from_bytes(bytes: Vec<u8>, place: impl Into<String>) -> Result<Self> {
+        Self::checked(Bytes::Owned(bytes), place.into())
+    }
+
+    fn checked(bytes: Bytes, place: String) -> Result<Self> {
+        let mut file = Self { bytes, entries: HashMap::new(), place };
+        file.entries = safetensors_header::parse(file.all(), &file.place)?;
+        Ok(file)
+    }
+
+    fn all(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// The path or name given on opening.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// All names, in no particular order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Axis lengths of `name`, slowest first.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// Element type of `name`; an error if there is no such tensor or its type cannot be read as f32.
+    pub fn float_type(&self, name: &str) -> Result<DType> {
+        self.float_bytes(name).map(|(dtype, _)| dtype)
+    }
+
+    /// Appends elements `range` (in the file's row-major order) of `name` to `out`, converted to f32.
+    pub fn read(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let (dtype, bytes) = self.float_bytes(name)?;
+        let count = bytes.len() / dtype.bytes();
+        if range.start > range.end || range.end > count {
+            let place = format!("{}: `{name}`", self.place);
+            let error = Error::new("elements beyond the tensor's end").at(place).expected(format!("0..{count}"));
+            return Err(error.found(format!("{range:?}")));
+        }
+        convert(dtype, &bytes[range.start * dtype.bytes()..range.end * dtype.bytes()], out);
+        Ok(())
+    }
+
+    /// Type and bytes of a floating-point tensor.
+    fn float_bytes(&self, name: &str) -> Result<(DType, &[u8])> {
+        let place = || format!("{}: `{name}`", self.place);
+        let entry = self.entries.get(name).ok_or_else(|| Error::new("no such tensor").at(place()))?;
+        match entry.file_type {
+            FileType::Float(dtype) => Ok((dtype, &self.all()[entry.bytes.clone()])),
+            FileType::Other(found, _) => {
+                Err(Error::new("unsupported element type").at(place()).expected("F32, F16 or BF16").found(found))
+            }
+        }
+    }
+
+    /// Appends columns `range` of the matrix `name` [R, C], each as R values: rows of the transposed tensor.
+    pub fn read_columns(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let (dtype, bytes) = self.float_bytes(name)?;
+        let [rows, columns] = match self.shape(name) {
+            Some(&[rows, columns]) => [rows, columns],
+            other => {
+                let place = format!("{}: `{name}`", self.place);
+                return Err(Error::new("tensor shape").at(place).expected("a matrix").found(format!("{other:?}")));
+            }
+        };
+        if range.start > range.end || range.end > columns {
+            return Err(super::rows_error(&self.place, name, &range, columns));
+        }
+        let start = out.len();
+        out.resize(start + range.len() * rows, 0.0);
+        let mut line = Vec::with_capacity(range.len());
+        for row in 0..rows {
+            line.clear();
+            let at = (row * columns + range.start) * dtype.bytes()..(row * columns + range.end) * dtype.bytes();
+            convert(dtype, &bytes[at], &mut line);
+            for (column, value) in line.iter().enumerate() {
+                out[start + column * rows + row] = *value;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends little-endian elements to `out` as f32; exact for all three types.
+fn convert(dtype: DType, bytes: &[u8], out: &mut Vec<f32>) {
+    match dtype {
+        DType::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
+        DType::BF16 => {
+            out.extend(
+                bytes.as_chunks::<2>().0.iter().map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)),
+            );
+        }
+        DType::F16 => convert_f16(bytes, out),
+    }
+}
+
+/// Half to single in blocks, so that the hardware's conversion serves even where the file is not aligned.
+fn convert_f16(bytes: &[u8], out: &mut Vec<f32>) {
+    const BLOCK: usize = 2048;
+    let mut halves = [half::f16::ZERO; BLOCK];
+    for block in bytes.as_chunks::<2>().0.chunks(BLOCK) {
+        for (half, pair) in halves.iter_mut().zip(block) {
+            *half = half::f16::from_le_bytes(*pair);
+        }
+        let start = out.len();
+        out.resize(start + block.len(), 0.0);
+        halves[..block.len()].convert_to_f32_slice(&mut out[start..]);
+    }
+}
+
+#[cfg(test)]
+#[path = "safetensors_file_tests.rs"]
+mod tests;
