@@ -6,6 +6,7 @@ pub mod gpu;
 pub mod graph;
 pub mod kernels;
 pub mod models;
+pub mod pipelines;
 pub mod sampling;
 pub mod tensor;
 pub mod text;

@@ -11,39 +11,11 @@ use crate::cli::latents::{Dump, read_latents};
 use crate::cli::model_hash::{HashSource, ModelHash};
 use crate::cli::output::{Target, encode_png, with_seed};
 use crate::cli::progress::Reporter;
-use crate::cli::{files, print_line};
+use crate::cli::{files, painter, print_line};
 use crate::error::{Error, Result};
+use crate::pipelines::Request;
 use crate::tensor::HostTensor;
 use crate::text::Encoded;
-
-/// One picture to draw. What is `None` is the model's own default.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Request {
-    /// What to draw.
-    pub prompt: String,
-    /// What to keep out.
-    pub negative_prompt: Option<String>,
-    /// Pixels, a multiple of 8.
-    pub width: Option<u32>,
-    /// Pixels, a multiple of 8.
-    pub height: Option<u32>,
-    /// Denoising steps.
-    pub steps: Option<u32>,
-    /// Guidance scale; 1 and less turn guidance off.
-    pub guidance_scale: Option<f32>,
-    /// 0 (off) to 1.
-    pub guidance_rescale: f32,
-    /// A sampler's word.
-    pub sampler: Option<String>,
-    /// A schedule's word.
-    pub schedule: Option<String>,
-    /// Seed of the noise, as torch's CPU generator takes it.
-    pub seed: u64,
-    /// As diffusers counts: 1 takes the text encoder's last layer but one.
-    pub clip_skip: Option<u32>,
-    /// Initial noise of variance 1, [1, C, H/8, W/8], instead of the seed's.
-    pub latents: Option<HostTensor>,
-}
 
 /// A drawn picture and what the model's defaults came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,17 +55,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.seed.is_none() && !args.explain {
         reporter.line(&format!("seed: {}", job.pictures[0].request.seed));
     }
-    let mut painter = load(args, &mut reporter)?;
+    let mut painter = painter::load(args, &mut reporter)?;
     reporter.end();
     if args.explain {
         return print_line(painter.explain(&job.pictures[0].request)?.trim_end());
     }
     job.draw(painter.as_mut(), &mut reporter, &mut |path| print_line(&path.display().to_string()))
-}
-
-/// Loads the checkpoint of `--model` (or the built-in one) with `--precision`, `--adapter` and `--prediction-type`.
-fn load(_args: &GenerateArgs, _reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
-    Err(Error::new("the pipeline is not joined to the command line yet"))
 }
 
 /// A warning for a prompt that did not fit into the text encoder.

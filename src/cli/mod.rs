@@ -7,6 +7,7 @@ pub mod infotext;
 pub mod latents;
 pub mod model_hash;
 pub mod output;
+pub mod painter;
 pub mod progress;
 
 use std::io::Write;

@@ -9,13 +9,17 @@
 
 use crate::tensor::DType;
 
+pub mod attention;
 pub mod bands;
 pub mod concat;
+pub mod conv2d;
 pub mod elementwise;
 pub mod embed;
 pub mod group_norm;
 pub mod guidance_rescale;
 pub mod layer_norm;
+pub mod matmul;
+pub mod matrix;
 pub mod pixels;
 pub mod scheduler_step;
 pub mod sinusoid;
@@ -39,6 +43,7 @@ macro_rules! shaders {
 }
 
 shaders![
+    "attention",
     "concat",
     "elementwise",
     "embed",
@@ -47,6 +52,7 @@ shaders![
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
+    "matrix_tile",
     "pixels",
     "scheduler_step",
     "sinusoid",

@@ -6,9 +6,9 @@ use super::request::{Request, Settings};
 use super::stages::{DecodeStage, DenoiseStage, Side, TextStage, TextVectors};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::graph::Shape;
 use crate::graph::executor::Resident;
-use crate::sampling::Program;
-use crate::sampling::noise::TorchGenerator;
+use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
 
@@ -43,8 +43,8 @@ pub enum Event {
     Step(usize, usize),
     /// The decoder is ready.
     DecoderLoaded,
-    /// The picture with this seed.
-    Decoded(u64, Picture),
+    /// The picture.
+    Decoded(Picture),
 }
 
 enum Phase {
@@ -60,8 +60,8 @@ enum Phase {
 }
 
 /// Pictures in the making: an iterator that does one piece of work a call, so that the caller keeps the clock.
-pub struct Generation<'a> {
-    model: &'a StableDiffusion,
+pub struct Generation {
+    model: Arc<StableDiffusion>,
     request: Request,
     settings: Settings,
     program: Program,
@@ -69,7 +69,6 @@ pub struct Generation<'a> {
     denoise: Option<DenoiseStage>,
     decode: Option<DecodeStage>,
     noise: TorchGenerator,
-    seed: u64,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
 }
@@ -90,42 +89,63 @@ impl StableDiffusion {
         self.precision
     }
 
-    /// Prepares `count` pictures with the seeds `request.seed`, `request.seed + 1`, ... Nothing is computed yet, but
-    /// everything that can be wrong with the request is found here. `dump` keeps the intermediates of the first picture.
-    pub fn generate(&self, request: Request, count: u32, dump: bool) -> Result<Generation<'_>> {
+    /// Prepares `count` pictures that differ in seed or initial noise. Nothing is computed yet, but everything that can
+    /// be wrong with the request is found here. With `dump` the intermediates are kept.
+    pub fn generate(self: &Arc<Self>, request: Request, count: u32, dump: bool) -> Result<Generation> {
         let settings = Settings::resolve(&request, &self.checkpoint)?;
         let program = settings.scheduler.program(settings.steps as usize, None)?;
         let shape = DenoiseStage::latent_shape(&self.checkpoint, &settings);
-        let axes = [1, shape.channels as usize, shape.height as usize, shape.width as usize];
-        if let Some(latents) = request.latents.as_ref().filter(|latents| latents.shape != axes) {
-            return Err(Error::usage("initial latents of another shape")
-                .at("--latents")
-                .expected(format!("{axes:?}"))
-                .found(format!("{:?}", latents.shape)));
-        }
+        check_latents(request.latents.as_ref(), shape)?;
         DenoiseStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
         DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
-        let seed = request.seed;
         Ok(Generation {
-            model: self,
+            model: Arc::clone(self),
+            noise: TorchGenerator::new(request.seed),
             request,
             settings,
             program,
             phase: Phase::LoadText,
             denoise: None,
             decode: None,
-            noise: TorchGenerator::new(seed),
-            seed,
             remaining: count,
             dump: dump.then(Vec::new),
         })
     }
 }
 
-impl Generation<'_> {
+/// Initial noise must have the latent's shape.
+fn check_latents(latents: Option<&HostTensor>, shape: Shape) -> Result<()> {
+    let axes = [1, shape.channels as usize, shape.height as usize, shape.width as usize];
+    match latents.filter(|latents| latents.shape != axes) {
+        None => Ok(()),
+        Some(latents) => Err(Error::usage("initial latents of another shape")
+            .at("--latents")
+            .expected(format!("{axes:?}"))
+            .found(format!("{:?}", latents.shape))),
+    }
+}
+
+impl Generation {
+    /// Makes the next of the announced pictures from this seed or noise, on the stages that are loaded.
+    pub fn again(&mut self, seed: u64, latents: Option<HostTensor>, dump: bool) -> Result<()> {
+        check_latents(latents.as_ref(), DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings))?;
+        if self.denoise.is_none() {
+            return Err(Error::new("no further picture was announced").at("Generation::again"));
+        }
+        (self.request.seed, self.request.latents) = (seed, latents);
+        self.dump = dump.then(Vec::new);
+        self.phase = Phase::Start;
+        Ok(())
+    }
+
     /// The request with every choice made.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether nothing has been computed yet.
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.phase, Phase::LoadText)
     }
 
     /// The denoising run as a table.
@@ -140,7 +160,8 @@ impl Generation<'_> {
 
     /// Does the next piece of work: prompt -> text vectors -> noise -> latent -> picture.
     fn advance(&mut self) -> Result<Option<Event>> {
-        let StableDiffusion { gpu, checkpoint, precision } = self.model;
+        let model = Arc::clone(&self.model);
+        let StableDiffusion { gpu, checkpoint, precision } = model.as_ref();
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::LoadText => {
                 let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
@@ -183,11 +204,8 @@ impl Generation<'_> {
             }
             Phase::Decode(state) => {
                 let picture = self.decode(&state)?;
-                let seed = self.seed;
-                self.remaining -= 1;
-                self.seed = self.seed.wrapping_add(1);
-                self.phase = if self.remaining > 0 { Phase::Start } else { Phase::Done };
-                Ok(Some(Event::Decoded(seed, picture)))
+                self.remaining = self.remaining.saturating_sub(1);
+                Ok(Some(Event::Decoded(picture)))
             }
             Phase::Done => Ok(None),
         }
@@ -212,7 +230,7 @@ impl Generation<'_> {
 
     /// The UNet on the GPU with its text vectors in place; bytes that it takes there.
     fn load_denoiser(&mut self, vectors: &[(Side, TextVectors)]) -> Result<u64> {
-        let StableDiffusion { gpu, checkpoint, precision } = self.model;
+        let StableDiffusion { gpu, checkpoint, precision } = self.model.as_ref();
         let denoise = DenoiseStage::new(gpu, checkpoint, *precision, &self.settings, &self.program)?;
         for (side, text) in vectors {
             denoise.condition(text, *side)?;
@@ -230,7 +248,7 @@ impl Generation<'_> {
 
     /// Seed -> the first latent.
     fn start(&mut self) -> Result<()> {
-        self.noise = TorchGenerator::new(self.seed);
+        self.noise = TorchGenerator::new(self.request.seed);
         let noise = match self.request.latents.clone() {
             Some(latents) => latents,
             None => self.draw(),
@@ -273,7 +291,7 @@ impl Generation<'_> {
                 .hint("--precision f32, or another sampler"));
         }
         let state = denoise.state()?;
-        if self.remaining == 1 {
+        if self.remaining <= 1 {
             self.denoise = None;
         }
         Ok(state)
@@ -290,7 +308,7 @@ impl Generation<'_> {
     }
 }
 
-impl Iterator for Generation<'_> {
+impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {

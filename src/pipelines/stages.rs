@@ -15,13 +15,13 @@ use crate::pipelines::request::Settings;
 use crate::sampling::{Evaluation, Program};
 use crate::tensor::{DType, HostTensor};
 use crate::text::ClipTokenizer;
-use crate::weights::checkpoint::{Checkpoint, PipelineClass};
+use crate::weights::checkpoint::{Checkpoint, PipelineClass, TokenizerFiles};
 use crate::weights::{Claims, Source, Weights, pack};
 
 /// Compiles `graph` and fills its weights from the parts in order.
 fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {
     Executor::new(gpu, graph, |spec, sink| {
-        if spec.keys.is_empty() { pack::pack(spec, &crate::weights::ShapesSource::default(), sink) } else { pack::pack(spec, parts[spec.part], sink) }
+        pack::pack(spec, parts.get(spec.part).copied(), sink)
     })
 }
 
@@ -103,7 +103,7 @@ impl TextStage {
         let mut tokenizers = Vec::new();
         let mut ends = Vec::new();
         for part in &checkpoint.text_encoders {
-            let tokenizer = ClipTokenizer::load(&part.tokenizer)?;
+            let tokenizer = tokenizer(&part.tokenizer)?;
             tokenizers.push((tokenizer, part.config.vocab_size));
             let eos = part.config.eos_token_id;
             ends.push(Ending { eos, largest: eos == 2 });
@@ -138,6 +138,15 @@ impl TextStage {
         let pooled = self.pooled.then(|| self.executor.snapshot("pooled")).transpose()?;
         Ok((TextVectors { context: self.executor.snapshot(side.output())?, pooled }, cut))
     }
+}
+
+fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
+    let files = match files {
+        TokenizerFiles::Folder { place, files } => crate::text::TokenizerFiles::find(place, |name| Ok(files.get(name).cloned()))?,
+        // OpenCLIP pads with "!", which is token 0; CLIP with the end token.
+        TokenizerFiles::Clip { pad_token } => crate::text::TokenizerFiles::Bundled { pad: if *pad_token == "!" { 0 } else { 49407 } },
+    };
+    ClipTokenizer::load(&files)
 }
 
 impl Ending {

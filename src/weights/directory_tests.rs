@@ -159,3 +159,39 @@ fn shards_are_joined_and_checked() {
     write(&copy, index, br#"{"weight_map": {"a": "../../etc/passwd"}}"#);
     assert!(open_error(&copy).contains("same folder"));
 }
+
+mod spoiled {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A JSON file of the emoji model, spoiled at one place, either opens or is an error.
+        #[test]
+        fn directories_are_survived(
+            path in prop::sample::select(vec![
+                "model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+                "scheduler/scheduler_config.json",
+            ]),
+            at in any::<prop::sample::Index>(),
+            cut in 0usize..12,
+            new in "[\\[\\]{}\":,0-9a-z.-]{0,8}",
+        ) {
+            thread_local!(static COPY: tempfile::TempDir = copy());
+            COPY.with(|copy| {
+                let mut bytes = std::fs::read(emoji().join(path)).unwrap();
+                let start = at.index(bytes.len());
+                let end = bytes.len().min(start + cut);
+                bytes.splice(start..end, new.bytes());
+                write(copy, path, &bytes);
+                let opened = Checkpoint::open(copy.path());
+                write(copy, path, &std::fs::read(emoji().join(path)).unwrap());
+                if let Err(error) = opened {
+                    assert!(error.to_string().len() < 2000);
+                }
+            });
+        }
+    }
+}

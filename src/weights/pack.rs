@@ -14,7 +14,13 @@ const PIECE_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// When a tensor cannot be read, or `sink` fails.
-pub fn pack(spec: &WeightSpec, source: &dyn Source, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub fn pack(spec: &WeightSpec, source: Option<&dyn Source>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    if let Layout::Constant { values } = &spec.layout {
+        let mut padded = values.clone();
+        padded.resize(values.len().next_multiple_of(32), 0.0);
+        return sink(bytemuck::cast_slice(&padded));
+    }
+    let source = source.unwrap_or_else(|| panic!("weight {:?} belongs to part {}, which was not given", spec.keys, spec.part));
     match &spec.layout {
         Layout::Matrix { rows, columns, taps, dtype } => {
             let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
@@ -47,11 +53,7 @@ pub fn pack(spec: &WeightSpec, source: &dyn Source, sink: &mut dyn FnMut(&[u8]) 
             }
             Ok(())
         }
-        Layout::Constant { values } => {
-            let mut padded = values.clone();
-            padded.resize(values.len().next_multiple_of(32), 0.0);
-            sink(bytemuck::cast_slice(&padded))
-        }
+        Layout::Constant { .. } => Ok(()),
     }
 }
 

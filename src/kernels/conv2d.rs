@@ -1,0 +1,80 @@
+//! 2-D convolution as an implicit matrix product. See [`super::matrix`] for the shaders.
+
+use super::elementwise::Activation;
+use super::matrix::Matrix;
+use super::{Call, Limits};
+use crate::tensor::DType;
+
+/// A convolution with bias.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conv2d {
+    /// Pictures.
+    pub batch: u32,
+    /// Height and width of the input as stored.
+    pub input: [u32; 2],
+    /// Height and width of the output.
+    pub output: [u32; 2],
+    /// Input channels.
+    pub inputs: u32,
+    /// Output channels.
+    pub outputs: u32,
+    /// Kernel height and width.
+    pub kernel: [u32; 2],
+    /// Stride on both axes.
+    pub stride: u32,
+    /// Zeros above and to the left; those below and to the right follow from the output's size.
+    pub padding: [u32; 2],
+    /// Enlarges the input by nearest neighbour to the output's size (at most doubling) before the convolution.
+    pub upsample: bool,
+    /// Whether [B, outputs] in f32 is added to every position of its picture.
+    pub row_bias: bool,
+    /// Whether a tensor of the output's shape and type is added at the end.
+    pub residual: bool,
+    /// How input, weight and output are stored.
+    pub dtype: DType,
+}
+
+impl Conv2d {
+    /// The same as an implicit matrix product.
+    pub fn matrix(&self) -> Matrix {
+        Matrix {
+            batch: self.batch,
+            input: self.input,
+            output: self.output,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            kernel: self.kernel,
+            stride: self.stride,
+            padding: self.padding,
+            upsample: self.upsample,
+            activation: Activation::None,
+            bias: true,
+            row_bias: self.row_bias,
+            residual: self.residual,
+            gated: false,
+            types: [self.dtype; 3],
+        }
+    }
+}
+
+/// The operands in the order of the shader's bindings.
+pub fn inputs<O: Copy>(
+    x: impl Into<O>,
+    weight: impl Into<O>,
+    bias: impl Into<O>,
+    row_bias: Option<impl Into<O>>,
+    residual: Option<impl Into<O>>,
+) -> Vec<O> {
+    super::matrix::inputs(
+        x.into(),
+        weight.into(),
+        Some(bias.into()),
+        row_bias.map(Into::into),
+        residual.map(Into::into),
+    )
+}
+
+/// The dispatches. `None` when one row of the picture is larger than a binding.
+pub fn call(config: &Conv2d, limits: &Limits) -> Option<Call> {
+    config.matrix().call(limits)
+}
