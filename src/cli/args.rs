@@ -226,6 +226,14 @@ mod tests {
     }
 
     #[test]
+    fn help_lists_every_sampler_and_schedule() {
+        use crate::sampling::{SamplerKind, ScheduleKind};
+        assert_eq!(SAMPLERS, SamplerKind::ALL.map(SamplerKind::word).join(", "));
+        let listed: Vec<&str> = SCHEDULES.split(", ").map(|word| word.trim_end_matches(" (spacings)")).collect();
+        assert_eq!(listed, ScheduleKind::ALL.map(ScheduleKind::word));
+    }
+
+    #[test]
     fn ranges_are_kept() {
         assert_eq!(side("8"), Ok(8));
         assert_eq!(side("1000"), Ok(1000));

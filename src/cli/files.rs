@@ -22,8 +22,18 @@ pub fn check_writable(path: &Path) -> Result<()> {
     if target.exists() {
         File::options().write(true).open(&target).map_err(|fault| cannot_write(path, &fault))?;
     }
-    let mut probe = temporary(&target).map_err(|fault| cannot_write(path, &fault))?;
-    probe.write_all(&PROBE).and_then(|()| probe.as_file().sync_data()).map_err(|fault| cannot_write(path, &fault))
+    probe(&target).map_err(|fault| cannot_write(path, &fault))
+}
+
+/// As [`check_writable`], for a new file in `folder`.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    probe(&folder.join("new")).map_err(|fault| cannot_write(folder, &fault))
+}
+
+fn probe(target: &Path) -> io::Result<()> {
+    let mut probe = temporary(target)?;
+    probe.write_all(&PROBE)?;
+    probe.as_file().sync_data()
 }
 
 /// Writes `path` whole or not at all, replacing what was there; `write` gives the bytes. A device or a pipe is written to
@@ -118,7 +128,11 @@ fn open_special(target: &Path) -> Result<Option<File>> {
 
 /// An error for a failed write, with advice where the reason is plain.
 pub fn cannot_write(path: &Path, fault: &io::Error) -> Error {
-    let error = Error::io("cannot write", path, fault);
+    // An error without the system's number names the temporary file, which means nothing to the user.
+    let error = match fault.raw_os_error() {
+        Some(_) => Error::io("cannot write", path, fault),
+        None => Error::io("cannot write", path, &io::Error::from(fault.kind())),
+    };
     match fault.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             error.hint("freeing space, or another folder")

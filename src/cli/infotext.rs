@@ -5,6 +5,9 @@
 //! comma, a colon or a line break stands as a JSON string.
 
 use std::fmt;
+use std::str::FromStr;
+
+use crate::sampling::{SamplerKind, ScheduleKind};
 
 /// What the text tells.
 #[derive(Debug, Clone)]
@@ -73,35 +76,14 @@ fn quote(value: &str) -> String {
     }
 }
 
-/// A1111's label (`modules/sd_samplers_kdiffusion.py`, `sd_samplers_timesteps.py`); words that it lacks stay.
+/// A1111's label for scumble's word; another word stays.
 fn sampler_name(word: &str) -> &str {
-    match word {
-        "ddim" => "DDIM",
-        "ddpm" => "DDPM",
-        "pndm" => "PLMS",
-        "euler" => "Euler",
-        "euler_a" => "Euler a",
-        "heun" => "Heun",
-        "dpmpp_2m" => "DPM++ 2M",
-        "dpmpp_2m_sde" => "DPM++ 2M SDE",
-        "unipc" => "UniPC",
-        "lcm" => "LCM",
-        other => other,
-    }
+    SamplerKind::from_str(word).map_or(word, |kind| kind.a1111_name())
 }
 
-/// A1111's label (`modules/sd_schedulers.py`); words that it lacks stay.
+/// A1111's label for scumble's word; another word stays.
 fn schedule_name(word: &str) -> &str {
-    match word {
-        "leading" => "DDIM",
-        "linspace" => "Uniform",
-        "trailing" | "sgm_uniform" => "SGM Uniform",
-        "karras" => "Karras",
-        "exponential" => "Exponential",
-        "beta" => "Beta",
-        "ays" => "Align Your Steps",
-        other => other,
-    }
+    ScheduleKind::from_str(word).map_or(word, |kind| kind.a1111_name())
 }
 
 #[cfg(test)]

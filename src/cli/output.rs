@@ -48,7 +48,7 @@ impl Target {
                 }
                 files::check_writable(path)
             }
-            Self::Fresh { folder, seed } => files::check_writable(&folder.join(format!(".scumble-{seed}.check"))),
+            Self::Fresh { folder, .. } => files::check_folder(folder),
         }
     }
 
