@@ -115,6 +115,18 @@ fn missing_and_wrong_files_are_named() {
 }
 
 #[test]
+fn numbers_that_only_python_writes_are_read() {
+    let copy = copy();
+    let config = br#"{"lambda_min_clipped": -Infinity, "b": [Infinity, NaN, -3.5], "note": "-Infinity"}"#;
+    write(&copy, "scheduler/scheduler_config.json", config);
+    let scheduler = Checkpoint::open(copy.path()).unwrap().scheduler;
+    assert_eq!((&scheduler["lambda_min_clipped"], &scheduler["note"]), (&"-Infinity".into(), &"-Infinity".into()));
+    assert_eq!(scheduler["b"], serde_json::json!(["Infinity", "NaN", -3.5]));
+    write(&copy, "scheduler/scheduler_config.json", br#"{"a": Infinite}"#);
+    assert!(open_error(&copy).contains("JSON"));
+}
+
+#[test]
 fn variants_and_pickles() {
     let copy = copy();
     let stem = copy.path().join("unet/diffusion_pytorch_model");
