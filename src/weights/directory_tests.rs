@@ -72,6 +72,7 @@ fn spoiled_directories_are_named() {
         ("model_index.json", "controlnet", serde_json::json!(["diffusers", "ControlNetModel"]), "ControlNetModel"),
         ("model_index.json", "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]), "AutoencoderTiny"),
         ("model_index.json", "text_encoder", serde_json::json!([null, null]), "`text_encoder`"),
+        ("model_index.json", "text_encoder", serde_json::json!(["transformers", "T5EncoderModel"]), "T5EncoderModel"),
         ("model_index.json", "requires_aesthetics_score", Value::from(true), "refiner"),
         ("unet/config.json", "in_channels", Value::from(9), "inpainting"),
         ("unet/config.json", "cross_attention_dim", Value::from(64), "128"),
