@@ -187,13 +187,9 @@ impl Index<'_> {
 
     /// The text encoder and tokenizer with this suffix ("" or "_2").
     fn text_encoder(&self, suffix: &str) -> Result<TextEncoderPart> {
-        const PROJECTING: &str = "CLIPTextModelWithProjection";
         let part = format!("text_encoder{suffix}");
-        let class = self.check_part(&part, &["CLIPTextModel", PROJECTING])?;
-        let projects = class == PROJECTING;
-        if suffix == "_2" && !projects {
-            return Err(self.unsupported(&part, PROJECTING, class));
-        }
+        let projects = suffix == "_2";
+        self.check_part(&part, &[if projects { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }])?;
         let path = format!("{part}/config.json");
         Ok(TextEncoderPart {
             config: ClipConfig::from_json(&self.files.json(&path)?, projects, &self.files.place(&path))?,

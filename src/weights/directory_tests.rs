@@ -72,6 +72,7 @@ fn spoiled_directories_are_named() {
         ("model_index.json", "controlnet", serde_json::json!(["diffusers", "ControlNetModel"]), "ControlNetModel"),
         ("model_index.json", "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]), "AutoencoderTiny"),
         ("model_index.json", "text_encoder", serde_json::json!([null, null]), "`text_encoder`"),
+        ("model_index.json", "text_encoder", serde_json::json!(["transformers", "T5EncoderModel"]), "T5EncoderModel"),
         ("model_index.json", "requires_aesthetics_score", Value::from(true), "refiner"),
         ("unet/config.json", "in_channels", Value::from(9), "inpainting"),
         ("unet/config.json", "cross_attention_dim", Value::from(64), "128"),
@@ -112,6 +113,18 @@ fn missing_and_wrong_files_are_named() {
     let part = Checkpoint::open(&emoji().join("unet")).err().unwrap().to_string();
     assert!(part.contains("UNet2DConditionModel"), "{part}");
     assert!(Checkpoint::open(&emoji().join("nothing")).err().unwrap().to_string().contains("no such model"));
+}
+
+#[test]
+fn numbers_that_only_python_writes_are_read() {
+    let copy = copy();
+    let config = br#"{"lambda_min_clipped": -Infinity, "b": [Infinity, NaN, -3.5], "note": "-Infinity"}"#;
+    write(&copy, "scheduler/scheduler_config.json", config);
+    let scheduler = Checkpoint::open(copy.path()).unwrap().scheduler;
+    assert_eq!((&scheduler["lambda_min_clipped"], &scheduler["note"]), (&"-Infinity".into(), &"-Infinity".into()));
+    assert_eq!(scheduler["b"], serde_json::json!(["Infinity", "NaN", -3.5]));
+    write(&copy, "scheduler/scheduler_config.json", br#"{"a": Infinite}"#);
+    assert!(open_error(&copy).contains("JSON"));
 }
 
 #[test]

@@ -225,8 +225,8 @@ pub struct TextLayout {
     pub open_clip: bool,
     /// Whether the pooled vector is used.
     pub with_projection: bool,
-    /// The layer that SD 2.x leaves out: it takes the output of the one before the last of 24.
-    pub dropped_layer: Option<usize>,
+    /// Whether SD 2.x's rule holds: the vectors come from the layer before the last (see [`TextLayout::dropped_layer`]).
+    pub penultimate: bool,
 }
 
 /// SD 1.x: OpenAI's CLIP ViT-L/14.
@@ -234,25 +234,31 @@ pub const SD1_TEXT: TextLayout = TextLayout {
     prefix: "cond_stage_model.transformer.",
     open_clip: false,
     with_projection: false,
-    dropped_layer: None,
+    penultimate: false,
 };
 /// SD 2.x: OpenCLIP ViT-H/14 without its last layer.
 pub const SD2_TEXT: TextLayout =
-    TextLayout { prefix: "cond_stage_model.model.", open_clip: true, with_projection: false, dropped_layer: Some(23) };
+    TextLayout { prefix: "cond_stage_model.model.", open_clip: true, with_projection: false, penultimate: true };
 /// SDXL's first text encoder, the one of SD 1.x.
 pub const SDXL_TEXT: TextLayout = TextLayout { prefix: "conditioner.embedders.0.transformer.", ..SD1_TEXT };
 /// SDXL's second text encoder: OpenCLIP ViT-bigG/14.
-pub const SDXL_TEXT_2: TextLayout = TextLayout {
-    prefix: "conditioner.embedders.1.model.",
-    open_clip: true,
-    with_projection: true,
-    dropped_layer: None,
-};
+pub const SDXL_TEXT_2: TextLayout =
+    TextLayout { prefix: "conditioner.embedders.1.model.", open_clip: true, with_projection: true, penultimate: false };
 
 impl TextLayout {
+    /// The layer that is stored and not used, given all keys of a file. SD 2.x takes the output of the layer before the
+    /// last of OpenCLIP's 24. A whole OpenCLIP has a `text_projection`; a file written from a diffusers model has neither
+    /// that nor the last layer.
+    pub fn dropped_layer(&self, file: &Shapes) -> Option<usize> {
+        let prefix = self.prefix;
+        let layers = count(|n| file.contains_key(&format!("{prefix}transformer.resblocks.{n}.ln_1.weight")));
+        let whole = layers == 24 || (layers != 23 && file.contains_key(&format!("{prefix}text_projection")));
+        (self.penultimate && whole && layers > 1).then(|| layers - 1)
+    }
+
     /// The transformers names that a key without its prefix gives: three for OpenCLIP's fused projections, none for what
     /// is left out; `None` if no layer has such a key.
-    pub fn rename(&self, key: &str) -> Option<Vec<(String, Change)>> {
+    pub fn rename(&self, key: &str, dropped_layer: Option<usize>) -> Option<Vec<(String, Change)>> {
         if !self.open_clip {
             return Some(keys::text_encoder(key, self.with_projection).into_iter().collect());
         }
@@ -268,7 +274,7 @@ impl TextLayout {
         }
         let (layer, rest) = key.strip_prefix("transformer.resblocks.")?.split_once('.')?;
         let layer = number(layer)?;
-        if self.dropped_layer == Some(layer) {
+        if dropped_layer == Some(layer) {
             return Some(Vec::new());
         }
         let name = |part: &str| format!("text_model.encoder.layers.{layer}.{part}");

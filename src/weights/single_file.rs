@@ -149,7 +149,8 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
     vae_tensors.retain(|(_, name, _)| !encoder.contains(name));
     let vae = Translation { config: vae_config, tensors: vae_tensors };
     let text_encoders = layouts.iter().map(|layout| {
-        let tensors = rename(shapes, layout.prefix, place, |key| layout.rename(key))?;
+        let dropped = layout.dropped_layer(shapes);
+        let tensors = rename(shapes, layout.prefix, place, |key| layout.rename(key, dropped))?;
         let named =
             tensors.iter().map(|(stored, name, change)| (name.clone(), changed_shape(&shapes[stored], *change)));
         let config = original_config::text_encoder(layout.open_clip, &named.collect(), place)?;

@@ -54,10 +54,11 @@ fn given(file: &Shapes, part: &Translation) -> Shapes {
 fn real_manifests_translate_exactly() {
     let (clip, h, bigg) =
         ("CLIP_L_text_SD1_SDXL_1", "OpenCLIP_H_text_23L_SD2_diffusers", "OpenCLIP_bigG_text_32L_proj_SDXL_2");
-    let cases: [(Shapes, Version, &str, &[(&str, &str)]); 3] = [
-        (sd1(), Version::Sd1, "SD1.5_UNet_512px_64x64", &[("text_model.", clip)]),
-        (sd2(), Version::Sd2, "SD2.1_UNet_768px_96x96", &[("text_model.", h)]),
-        (sdxl(), Version::Sdxl, "SDXL_base_UNet_1024px", &[("text_model.", clip), ("", bigg)]),
+    type Case<'a> = (Shapes, Version, &'a str, Vec<(&'a str, &'a str)>);
+    let cases: [Case<'_>; 3] = [
+        (sd1(), Version::Sd1, "SD1.5_UNet_512px_64x64", vec![("text_model.", clip)]),
+        (sd2(), Version::Sd2, "SD2.1_UNet_768px_96x96", vec![("text_model.", h)]),
+        (sdxl(), Version::Sdxl, "SDXL_base_UNet_1024px", vec![("text_model.", clip), ("", bigg)]),
     ];
     for (file, version, unet, texts) in cases {
         let translated = translate(&file, "test").unwrap();
@@ -284,6 +285,25 @@ fn other_models_are_named() {
     ] {
         let error = translate(&shapes, "test").unwrap_err().to_string();
         assert!(error.contains(kind), "{kind}: {error}");
+    }
+}
+
+/// SD 2.x takes the layer before the last of a whole OpenCLIP; a file written from a diffusers model ends with it.
+#[test]
+fn the_last_layer_of_a_whole_open_clip_is_dropped() {
+    let layers = |keep: usize, projection: bool| {
+        let mut file = sd2();
+        file.retain(|key, _| {
+            let layer = key.split_once(".resblocks.").and_then(|(_, rest)| rest.split_once('.')?.0.parse().ok());
+            layer.is_none_or(|n: usize| n < keep) && (projection || !key.ends_with(".text_projection"))
+        });
+        let part = &translate(&file, "test").unwrap().text_encoders[0].1;
+        part.config["num_hidden_layers"].as_u64().unwrap()
+    };
+    for (stored, projection, used) in
+        [(24, true, 23), (24, false, 23), (23, false, 23), (23, true, 23), (3, true, 2), (2, false, 2)]
+    {
+        assert_eq!(layers(stored, projection), used, "{stored} {projection}");
     }
 }
 
