@@ -340,12 +340,10 @@ mod tests {
         ];
         for kind in SamplerKind::ALL {
             for (key, value) in defaults(kind).keys().flat_map(|key| odd.iter().map(move |value| (key, value))) {
-                for steps in [1, 3] {
-                    let config = json!({"num_train_timesteps": 1, "skip_prk_steps": true, key: value});
-                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
-                    let config = json!({"num_train_timesteps": 20, "skip_prk_steps": false, "use_karras_sigmas": true, key: value});
-                    let _ = SchedulerConfig::from_json_for(&config, kind, "x").and_then(|c| c.program(steps, None));
-                }
+                let smallest = json!({"num_train_timesteps": 1, "skip_prk_steps": true, key: value});
+                let _ = SchedulerConfig::from_json_for(&smallest, kind, "x").and_then(|c| c.program(1, None));
+                let small = json!({"num_train_timesteps": 20, "use_karras_sigmas": true, key: value});
+                let _ = SchedulerConfig::from_json_for(&small, kind, "x").and_then(|c| c.program(3, None));
             }
         }
     }

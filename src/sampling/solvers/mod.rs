@@ -1,7 +1,7 @@
 //! Solvers: each turns a config and a count of steps into a [`Program`].
 //!
 //! A solver computes its scalars in f32 in diffusers' order (0-dimensional torch tensors) and writes the update with
-//! [`Linear`](super::program::Linear) values as its formula reads; the table rounds once more when it is finished.
+//! [`Linear`] values as its formula reads; the table rounds once more when it is finished.
 
 mod ancestral;
 mod ddim;

@@ -117,7 +117,7 @@ fn weighted(weights: &[f64], values: &[Linear]) -> Linear {
     weights.iter().zip(values).fold(Linear::ZERO, |sum, (&weight, &value)| sum + weight * value)
 }
 
-/// The weights w with sum_j nodes[j]^k w[j] = targets[k], by elimination in f64 (at most three unknowns).
+/// The weights w with `sum_j nodes[j]^k w[j] = targets[k]`, by elimination in f64 (at most three unknowns).
 fn solve(nodes: &[f32], targets: &[f32]) -> Vec<f64> {
     let n = nodes.len();
     let mut rows: Vec<Vec<f64>> = (0..n)
