@@ -118,7 +118,8 @@ impl Painter for Studio {
                 Event::TextEncoded(cut) => {
                     reporter.end();
                     for text in cut {
-                        reporter.line(&format!("warning: the prompt is too long for the text encoder; left out: {text:?}"));
+                        reporter
+                            .line(&format!("warning: the prompt is too long for the text encoder; left out: {text:?}"));
                     }
                     reporter.begin("loading the denoiser", 0, Unit::Pieces);
                 }

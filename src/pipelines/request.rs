@@ -162,18 +162,26 @@ fn scheduler(request: &Request, checkpoint: &Checkpoint) -> Result<SchedulerConf
     let sampler = request.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     let xl = checkpoint.class == PipelineClass::StableDiffusionXl;
     let patched = |config: SchedulerConfig| {
-        if checkpoint.class == PipelineClass::StableDiffusion { config.in_stable_diffusion_pipeline() } else { Ok(config) }
+        if checkpoint.class == PipelineClass::StableDiffusion {
+            config.in_stable_diffusion_pipeline()
+        } else {
+            Ok(config)
+        }
     };
     // A class that is unknown here still serves another sampler, which reads the settings they share.
     let config = match (SchedulerConfig::from_json(&checkpoint.scheduler, &place), sampler) {
         (Ok(own), None) => patched(own)?,
         (Ok(own), Some(kind)) if own.sampler() == kind => patched(own)?,
         (Ok(own), Some(kind)) => patched(own)?.with_sampler(kind)?,
-        (Err(_), Some(kind)) => SchedulerConfig::from_json_for(&checkpoint.scheduler, kind, &place)?,
+        (Err(_), Some(kind)) => {
+            patched(SchedulerConfig::from_json_for(&checkpoint.scheduler, kind, &place)?)?.with_sampler(kind)?
+        }
         (Err(error), None) => return Err(error),
     };
     match request.schedule.as_deref().map(ScheduleKind::from_str).transpose()? {
         None => Ok(config),
-        Some(kind) => config.with_schedule(kind, if xl { AysList::StableDiffusionXl } else { AysList::StableDiffusion }),
+        Some(kind) => {
+            config.with_schedule(kind, if xl { AysList::StableDiffusionXl } else { AysList::StableDiffusion })
+        }
     }
 }

@@ -219,7 +219,8 @@ impl Generation {
             && self.model.checkpoint.force_zeros_for_empty_prompt
             && self.request.negative_prompt.is_none();
         let negative = self.request.negative_prompt.as_deref().unwrap_or("");
-        let sides = [(Side::Negative, negative, self.settings.guided && !zeros), (Side::Prompt, &self.request.prompt, true)];
+        let sides =
+            [(Side::Negative, negative, self.settings.guided && !zeros), (Side::Prompt, &self.request.prompt, true)];
         for (side, prompt, _) in sides.into_iter().filter(|(_, _, wanted)| *wanted) {
             let (encoded, left_out) = text.run(prompt, side)?;
             vectors.push((side, encoded));
@@ -299,7 +300,8 @@ impl Generation {
 
     /// Latent -> picture.
     fn decode(&mut self, state: &Resident) -> Result<Picture> {
-        let decode = self.decode.as_ref().unwrap_or_else(|| panic!("the decoder is loaded before the picture is decoded"));
+        let decode =
+            self.decode.as_ref().unwrap_or_else(|| panic!("the decoder is loaded before the picture is decoded"));
         let rgb = decode.run(state)?;
         if let Some(dump) = &mut self.dump {
             dump.push(("image".to_owned(), decode.image()?));

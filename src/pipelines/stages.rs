@@ -20,9 +20,7 @@ use crate::weights::{Claims, Source, Weights, pack};
 
 /// Compiles `graph` and fills its weights from the parts in order.
 fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {
-    Executor::new(gpu, graph, |spec, sink| {
-        pack::pack(spec, parts.get(spec.part).copied(), sink)
-    })
+    Executor::new(gpu, graph, |spec, sink| pack::pack(spec, parts.get(spec.part).copied(), sink))
 }
 
 /// The text encoders of a model, one prompt at a time.
@@ -63,7 +61,12 @@ impl Side {
 }
 
 impl TextStage {
-    pub fn build(checkpoint: &Checkpoint, gpu_limits: crate::kernels::Limits, precision: DType, clip_skip: u32) -> Result<Graph> {
+    pub fn build(
+        checkpoint: &Checkpoint,
+        gpu_limits: crate::kernels::Limits,
+        precision: DType,
+        clip_skip: u32,
+    ) -> Result<Graph> {
         let xl = checkpoint.class == PipelineClass::StableDiffusionXl;
         let mut g = Graph::new(precision, gpu_limits);
         let take = |skip: u32| Take { skip: skip as usize + usize::from(xl), final_norm: !xl };
@@ -142,9 +145,13 @@ impl TextStage {
 
 fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
     let files = match files {
-        TokenizerFiles::Folder { place, files } => crate::text::TokenizerFiles::find(place, |name| Ok(files.get(name).cloned()))?,
+        TokenizerFiles::Folder { place, files } => {
+            crate::text::TokenizerFiles::find(place, |name| Ok(files.get(name).cloned()))?
+        }
         // OpenCLIP pads with "!", which is token 0; CLIP with the end token.
-        TokenizerFiles::Clip { pad_token } => crate::text::TokenizerFiles::Bundled { pad: if *pad_token == "!" { 0 } else { 49407 } },
+        TokenizerFiles::Clip { pad_token } => {
+            crate::text::TokenizerFiles::Bundled { pad: if *pad_token == "!" { 0 } else { 49407 } }
+        }
     };
     ClipTokenizer::load(&files)
 }
@@ -171,11 +178,28 @@ pub(super) struct DenoiseStage {
 
 impl DenoiseStage {
     /// The UNet's graph for pictures of `settings`' size.
-    pub fn build(checkpoint: &Checkpoint, limits: crate::kernels::Limits, precision: DType, settings: &Settings) -> Result<Graph> {
-        Self::build_sized(checkpoint, limits, precision, Self::latent_shape(checkpoint, settings), 1 + u32::from(settings.guided))
+    pub fn build(
+        checkpoint: &Checkpoint,
+        limits: crate::kernels::Limits,
+        precision: DType,
+        settings: &Settings,
+    ) -> Result<Graph> {
+        Self::build_sized(
+            checkpoint,
+            limits,
+            precision,
+            Self::latent_shape(checkpoint, settings),
+            1 + u32::from(settings.guided),
+        )
     }
 
-    fn build_sized(checkpoint: &Checkpoint, limits: crate::kernels::Limits, precision: DType, latent: Shape, batch: u32) -> Result<Graph> {
+    fn build_sized(
+        checkpoint: &Checkpoint,
+        limits: crate::kernels::Limits,
+        precision: DType,
+        latent: Shape,
+        batch: u32,
+    ) -> Result<Graph> {
         let config = &checkpoint.unet.config;
         let mut g = Graph::new(precision, limits);
         let source = checkpoint.unet.weights.as_ref();
@@ -206,7 +230,13 @@ impl DenoiseStage {
         Shape::new(1, settings.height / scale, settings.width / scale, checkpoint.unet.config.in_channels as u32)
     }
 
-    pub fn new(gpu: &Arc<Gpu>, checkpoint: &Checkpoint, precision: DType, settings: &Settings, program: &Program) -> Result<Self> {
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        checkpoint: &Checkpoint,
+        precision: DType,
+        settings: &Settings,
+        program: &Program,
+    ) -> Result<Self> {
         let shape = Self::latent_shape(checkpoint, settings);
         let batch = 1 + u32::from(settings.guided);
         let graph = Self::build(checkpoint, gpu.limits(), precision, settings)?;
@@ -250,7 +280,13 @@ impl DenoiseStage {
     }
 
     /// One call of the model and the update after it. `next_scale` scales the latent for the following call.
-    pub fn evaluate(&self, evaluation: &Evaluation, guidance: f32, next_scale: f32, noise: Option<&HostTensor>) -> Result<()> {
+    pub fn evaluate(
+        &self,
+        evaluation: &Evaluation,
+        guidance: f32,
+        next_scale: f32,
+        noise: Option<&HostTensor>,
+    ) -> Result<()> {
         let batch = self.batch as usize;
         self.unet.write("timestep", &HostTensor { shape: vec![batch], data: vec![evaluation.timestep; batch] })?;
         self.unet.run();
@@ -259,7 +295,11 @@ impl DenoiseStage {
             clip: evaluation.prediction.clip,
             input_scale: next_scale,
             guidance,
-            rows: evaluation.rows.iter().map(|row| (row.slots.clone(), [row.model_output, row.x0, row.noise])).collect(),
+            rows: evaluation
+                .rows
+                .iter()
+                .map(|row| (row.slots.clone(), [row.model_output, row.x0, row.noise]))
+                .collect(),
         };
         self.step.write_bytes("table", &coefficients.bytes())?;
         if let Some(noise) = noise {
@@ -295,7 +335,14 @@ impl DenoiseStage {
     }
 }
 
-fn step_graph(limits: crate::kernels::Limits, precision: DType, shape: Shape, batch: u32, settings: &Settings, slots: u32) -> Graph {
+fn step_graph(
+    limits: crate::kernels::Limits,
+    precision: DType,
+    shape: Shape,
+    batch: u32,
+    settings: &Settings,
+    slots: u32,
+) -> Graph {
     let mut g = Graph::new(precision, limits);
     let config = scheduler_step::SchedulerStep {
         positions: shape.positions(),
@@ -341,7 +388,12 @@ impl DecodeStage {
         if upcast { DType::F32 } else { precision }
     }
 
-    pub fn build(checkpoint: &Checkpoint, limits: crate::kernels::Limits, precision: DType, settings: &Settings) -> Result<Graph> {
+    pub fn build(
+        checkpoint: &Checkpoint,
+        limits: crate::kernels::Limits,
+        precision: DType,
+        settings: &Settings,
+    ) -> Result<Graph> {
         let config = &checkpoint.vae.config;
         let mut g = Graph::new(Self::precision(checkpoint, precision), limits);
         let source = checkpoint.vae.weights.as_ref();
