@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: everything is in [`scumble::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    scumble::cli::main()
+}

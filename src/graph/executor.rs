@@ -17,6 +17,9 @@ const SUBMISSION_FLOPS: u64 = 100_000_000_000;
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
 const PARAMS_STRIDE: u64 = 256;
 
+const VALUE_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
+
 /// Writes a weight's packed bytes: called with consecutive pieces.
 pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
@@ -34,7 +37,7 @@ pub struct Executor {
     gpu: Arc<Gpu>,
     launches: Vec<CompiledLaunch>,
     labels: Vec<String>,
-    named: HashMap<String, (wgpu::Buffer, ValueInfo)>,
+    named: HashMap<String, Resident>,
     bytes: u64,
 }
 
@@ -42,6 +45,13 @@ impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Executor").field("launches", &self.launches.len()).field("bytes", &self.bytes).finish()
     }
+}
+
+/// A value on the GPU that outlives the graph which made it. Clones share the storage.
+#[derive(Debug, Clone)]
+pub struct Resident {
+    buffer: wgpu::Buffer,
+    info: ValueInfo,
 }
 
 /// A weight's place: buffer, offset and size in bytes.
@@ -57,9 +67,8 @@ impl Executor {
         if let Some(fault) = graph.fault() {
             return Err(fault.clone());
         }
-        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let plan = plan::plan(graph);
-        let buffers = allocate(gpu, graph, &plan, storage)?;
+        let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
         let (weight_buffers, places) = upload(gpu, graph, &mut fill)?;
         let params = upload_params(gpu, graph)?;
         let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
@@ -67,7 +76,8 @@ impl Executor {
         let named = graph.inputs.iter().chain(&graph.outputs);
         let named = named
             .map(|(name, value)| {
-                (name.clone(), (buffers[buffer_index(&plan, *value)].clone(), graph.info(*value).clone()))
+                let buffer = buffers[buffer_index(&plan, *value)].clone();
+                (name.clone(), Resident { buffer, info: graph.info(*value).clone() })
             })
             .collect();
         gpu.check()?;
@@ -117,7 +127,7 @@ impl Executor {
 
     /// Fills an input from a [B, H, W, C] tensor of its shape.
     pub fn write(&self, name: &str, tensor: &HostTensor) -> Result<()> {
-        let (buffer, info) = self.find(name)?;
+        let Resident { buffer, info } = self.find(name)?;
         let shape = info.shape;
         let expected = shape.rows() as usize * shape.channels as usize;
         if tensor.data.len() != expected {
@@ -129,46 +139,81 @@ impl Executor {
 
     /// Fills an input's storage with these bytes.
     pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (buffer, _) = self.find(name)?;
+        let Resident { buffer, .. } = self.find(name)?;
         self.gpu.queue.write_buffer(buffer, 0, bytes);
         Ok(())
     }
 
     /// Reads an input or output as a [B, H, W, C] tensor. Blocks.
     pub fn read(&self, name: &str) -> Result<HostTensor> {
-        let (buffer, info) = self.find(name)?;
+        let Resident { buffer, info } = self.find(name)?;
         let bytes = self.gpu.read(buffer, info.shape.bytes(info.dtype))?;
         Ok(decode_rows(&bytes, info.shape, info.dtype))
     }
 
     /// The first `size` bytes of an input or output. Blocks.
     pub fn read_bytes(&self, name: &str, size: u64) -> Result<Vec<u8>> {
-        let (buffer, _) = self.find(name)?;
+        let Resident { buffer, .. } = self.find(name)?;
         self.gpu.read(buffer, size)
     }
 
-    /// The buffer behind a name, for binding or copying it elsewhere.
-    pub(crate) fn find(&self, name: &str) -> Result<&(wgpu::Buffer, ValueInfo)> {
+    /// The shape of an input or output.
+    pub fn shape(&self, name: &str) -> Result<Shape> {
+        Ok(self.find(name)?.info.shape)
+    }
+
+    /// An input or output, sharing its storage: the next run changes it.
+    pub fn resident(&self, name: &str) -> Result<Resident> {
+        self.find(name).cloned()
+    }
+
+    /// A copy of an input or output that the next run leaves alone.
+    pub fn snapshot(&self, name: &str) -> Result<Resident> {
+        let Resident { buffer, info } = self.find(name)?;
+        let size = info.shape.bytes(info.dtype);
+        let copy = self.gpu.buffer(&info.label, size, VALUE_USAGE)?;
+        self.copy(buffer, &copy, 0, size);
+        Ok(Resident { buffer: copy, info: info.clone() })
+    }
+
+    /// Copies a value of the same shape into a named value of this graph, on the GPU.
+    pub fn copy_from(&self, name: &str, source: &Resident) -> Result<()> {
+        let to = self.find(name)?;
+        if to.info.shape.batch != source.info.shape.batch {
+            return Err(Error::new("copy between graphs").at(name).expected(to.info.shape).found(source.info.shape));
+        }
+        self.copy_batch(name, 0, source, source.info.shape.batch)
+    }
+
+    /// Copies the first batch element of a value into batch element `row` of a named value of this graph, on the GPU.
+    pub fn copy_row(&self, name: &str, row: u32, source: &Resident) -> Result<()> {
+        self.copy_batch(name, row, source, 1)
+    }
+
+    fn copy_batch(&self, name: &str, row: u32, source: &Resident, count: u32) -> Result<()> {
+        let to = self.find(name)?;
+        let wanted = Shape { batch: count, ..to.info.shape };
+        let found = Shape { batch: count, ..source.info.shape };
+        if wanted != found || to.info.dtype != source.info.dtype || row + count > to.info.shape.batch {
+            return Err(Error::new("copy between graphs").at(name).expected(wanted).found(found));
+        }
+        let size = wanted.bytes(to.info.dtype);
+        self.copy(&source.buffer, &to.buffer, u64::from(row) * (size / u64::from(count)), size);
+        Ok(())
+    }
+
+    fn copy(&self, from: &wgpu::Buffer, to: &wgpu::Buffer, offset: u64, size: u64) {
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(from, 0, to, offset, size);
+        self.gpu.queue.submit([encoder.finish()]);
+    }
+
+    fn find(&self, name: &str) -> Result<&Resident> {
         self.named.get(name).ok_or_else(|| {
             let mut known: Vec<_> = self.named.keys().map(String::as_str).collect();
             known.sort_unstable();
             Error::new("no such value in the graph").at(name).expected(known.join(", "))
         })
-    }
-
-    /// Copies a named value of `source` into a named value of this graph, on the GPU.
-    pub fn copy_from(&self, name: &str, source: &Executor, source_name: &str) -> Result<()> {
-        let (to, to_info) = self.find(name)?;
-        let (from, from_info) = source.find(source_name)?;
-        let size = to_info.shape.bytes(to_info.dtype);
-        if size != from_info.shape.bytes(from_info.dtype) {
-            let found = from_info.shape;
-            return Err(Error::new("copy between graphs").at(name).expected(to_info.shape).found(found));
-        }
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(from, 0, to, 0, size);
-        self.gpu.queue.submit([encoder.finish()]);
-        Ok(())
     }
 }
 

@@ -1,3 +1,16 @@
-//! The networks, and the configs that describe them.
+//! The networks, the layers they are made of, and the configs that describe them.
 
 pub mod config;
+/// From the intermediate product to a picture.
+pub mod decoder {
+    pub mod vae;
+}
+/// From text vectors and noise to the intermediate product.
+pub mod generator {
+    pub mod unet;
+}
+pub mod nn;
+/// From tokens to vectors.
+pub mod text {
+    pub mod clip;
+}

@@ -1,5 +1,6 @@
 //! Layers: functions of (graph, weights, value). One call declares a layer's weights, checks their shapes and records it.
 
+use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::attention::Attention;
 use crate::kernels::conv2d::Conv2d;
@@ -9,7 +10,6 @@ use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::sinusoid::{self, Sinusoid};
 use crate::kernels::{Call, attention as attention_kernel, concat as concat_kernel, conv2d, embed, matmul};
-use crate::error::Error;
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -191,7 +191,7 @@ pub fn geglu(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
         weight: g.precision(),
         output: g.precision(),
     };
-    let inputs = matmul::inputs(x, weight, Some(bias), None);
+    let inputs = matmul::inputs(x, weight, Some(bias), None::<Value>);
     let call = matmul::call(&config, g.limits());
     let dtype = g.precision();
     push(g, w.path(), call, inputs, from.with_channels(out), dtype)
@@ -244,7 +244,8 @@ pub fn resnet(
     let h = group_norm(g, &w.at("norm1"), x, groups, eps, true);
     let h = conv(g, &w.at("conv1"), h, Conv { row_bias: time, ..Conv::new(channels, 3) });
     let h = group_norm(g, &w.at("norm2"), h, groups, eps, true);
-    let skip = if g.shape(x).channels == channels { x } else { linear(g, &w.at("conv_shortcut"), x, Linear::new(channels)) };
+    let skip =
+        if g.shape(x).channels == channels { x } else { linear(g, &w.at("conv_shortcut"), x, Linear::new(channels)) };
     conv(g, &w.at("conv2"), h, Conv { residual: Some(skip), ..Conv::new(channels, 3) })
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::files::Files;
-use super::{Source, directory};
+use super::safetensors_file::SafetensorsFile;
+use super::{Source, directory, single_file};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
@@ -92,13 +94,26 @@ pub struct Checkpoint {
     /// `scheduler_config.json`, or for single files the published config of the version; `_class_name` is the class that
     /// `model_index.json` names, which is the one diffusers uses.
     pub scheduler: Value,
+    /// Steps and guidance scale that the model's makers recommend, where the pipeline's own defaults do not fit it.
+    pub recommended: Option<(u32, f32)>,
     /// SDXL: without a negative prompt the unconditional text vectors are zero.
     pub force_zeros_for_empty_prompt: bool,
     /// SDXL refiner; always false for now, since such a checkpoint is refused.
     pub requires_aesthetics_score: bool,
+    /// The single file, or the UNet's file or shards: what [`Checkpoint::hash`] is made from.
+    pub(super) files: Vec<Arc<SafetensorsFile>>,
 }
 
 impl Checkpoint {
+    /// SHA-256 of the single file, or of the UNet's file (its shards one after the other), in hexadecimal. Reads all of
+    /// it. Its first ten digits are what AUTOMATIC1111 calls the model hash.
+    pub fn hash(&self) -> String {
+        use sha2::Digest;
+        let mut hash = sha2::Sha256::new();
+        self.files.iter().for_each(|file| file.hash_into(&mut hash));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Opens a diffusers directory or a single `.safetensors` file.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, &CheckpointOptions::default())
@@ -111,7 +126,7 @@ impl Checkpoint {
         let mut checkpoint = if metadata.is_dir() {
             directory::open(&Files::Directory(path.to_path_buf()), name_of(path))?
         } else {
-            return Err(Error::new("single files").at(path.display()));
+            single_file::open(path, name_of(path))?
         };
         if let Some(kind) = &options.prediction_type {
             checkpoint.scheduler["prediction_type"] = Value::from(kind.as_str());

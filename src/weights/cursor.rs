@@ -66,7 +66,8 @@ impl<'a> Weights<'a> {
         let fault = match source.info(&self.path) {
             None => Some(missing_key_error(&source.describe(), &self.path, &source.names())),
             Some(info) => {
-                let fits = shapes.iter().any(|shape| shape.iter().map(|axis| *axis as usize).eq(info.shape.iter().copied()));
+                let fits =
+                    shapes.iter().any(|shape| shape.iter().map(|axis| *axis as usize).eq(info.shape.iter().copied()));
                 let wanted: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
                 (!fits).then(|| {
                     Error::new("tensor shape")

@@ -58,6 +58,8 @@ pub(super) fn open(files: &Files, name: String) -> Result<Checkpoint> {
         force_zeros_for_empty_prompt: index
             .flag("force_zeros_for_empty_prompt", class == PipelineClass::StableDiffusionXl)?,
         requires_aesthetics_score: false,
+        recommended: None,
+        files: files.weights("unet", DIFFUSERS_STEM)?,
     };
     checkpoint.check_fit(&index.place)
 }
@@ -185,13 +187,9 @@ impl Index<'_> {
 
     /// The text encoder and tokenizer with this suffix ("" or "_2").
     fn text_encoder(&self, suffix: &str) -> Result<TextEncoderPart> {
-        const PROJECTING: &str = "CLIPTextModelWithProjection";
         let part = format!("text_encoder{suffix}");
-        let class = self.check_part(&part, &["CLIPTextModel", PROJECTING])?;
-        let projects = class == PROJECTING;
-        if suffix == "_2" && !projects {
-            return Err(self.unsupported(&part, PROJECTING, class));
-        }
+        let projects = suffix == "_2";
+        self.check_part(&part, &[if projects { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }])?;
         let path = format!("{part}/config.json");
         Ok(TextEncoderPart {
             config: ClipConfig::from_json(&self.files.json(&path)?, projects, &self.files.place(&path))?,
@@ -212,7 +210,8 @@ impl Index<'_> {
         self.check_part(part, &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         let names = self.files.list(part);
         let has = |name: &str| names.iter().any(|n| n == name);
-        if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+        let complete = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+        if !complete {
             let error = Error::new("missing tokenizer").at(self.files.place(part)).found(listing(&names));
             return Err(error.expected("tokenizer.json, or vocab.json and merges.txt"));
         }

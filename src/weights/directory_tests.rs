@@ -72,6 +72,7 @@ fn spoiled_directories_are_named() {
         ("model_index.json", "controlnet", serde_json::json!(["diffusers", "ControlNetModel"]), "ControlNetModel"),
         ("model_index.json", "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]), "AutoencoderTiny"),
         ("model_index.json", "text_encoder", serde_json::json!([null, null]), "`text_encoder`"),
+        ("model_index.json", "text_encoder", serde_json::json!(["transformers", "T5EncoderModel"]), "T5EncoderModel"),
         ("model_index.json", "requires_aesthetics_score", Value::from(true), "refiner"),
         ("unet/config.json", "in_channels", Value::from(9), "inpainting"),
         ("unet/config.json", "cross_attention_dim", Value::from(64), "128"),
@@ -112,6 +113,18 @@ fn missing_and_wrong_files_are_named() {
     let part = Checkpoint::open(&emoji().join("unet")).err().unwrap().to_string();
     assert!(part.contains("UNet2DConditionModel"), "{part}");
     assert!(Checkpoint::open(&emoji().join("nothing")).err().unwrap().to_string().contains("no such model"));
+}
+
+#[test]
+fn numbers_that_only_python_writes_are_read() {
+    let copy = copy();
+    let config = br#"{"lambda_min_clipped": -Infinity, "b": [Infinity, NaN, -3.5], "note": "-Infinity"}"#;
+    write(&copy, "scheduler/scheduler_config.json", config);
+    let scheduler = Checkpoint::open(copy.path()).unwrap().scheduler;
+    assert_eq!((&scheduler["lambda_min_clipped"], &scheduler["note"]), (&"-Infinity".into(), &"-Infinity".into()));
+    assert_eq!(scheduler["b"], serde_json::json!(["Infinity", "NaN", -3.5]));
+    write(&copy, "scheduler/scheduler_config.json", br#"{"a": Infinite}"#);
+    assert!(open_error(&copy).contains("JSON"));
 }
 
 #[test]
@@ -158,4 +171,40 @@ fn shards_are_joined_and_checked() {
     assert!(open_error(&copy).contains("missing shard"));
     write(&copy, index, br#"{"weight_map": {"a": "../../etc/passwd"}}"#);
     assert!(open_error(&copy).contains("same folder"));
+}
+
+mod spoiled {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A JSON file of the emoji model, spoiled at one place, either opens or is an error.
+        #[test]
+        fn directories_are_survived(
+            path in prop::sample::select(vec![
+                "model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+                "scheduler/scheduler_config.json",
+            ]),
+            at in any::<prop::sample::Index>(),
+            cut in 0usize..12,
+            new in "[\\[\\]{}\":,0-9a-z.-]{0,8}",
+        ) {
+            thread_local!(static COPY: tempfile::TempDir = copy());
+            COPY.with(|copy| {
+                let mut bytes = std::fs::read(emoji().join(path)).unwrap();
+                let start = at.index(bytes.len());
+                let end = bytes.len().min(start + cut);
+                bytes.splice(start..end, new.bytes());
+                write(copy, path, &bytes);
+                let opened = Checkpoint::open(copy.path());
+                write(copy, path, &std::fs::read(emoji().join(path)).unwrap());
+                if let Err(error) = opened {
+                    assert!(error.to_string().len() < 2000);
+                }
+            });
+        }
+    }
 }

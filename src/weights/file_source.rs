@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::safetensors_file::SafetensorsFile;
-use super::{Source, TensorInfo, missing_key_error, rows_error};
+use super::{Source, TensorInfo, missing_key_error, rows_error, shown};
 use crate::error::{Error, Result};
 
 /// How a view's rows lie in the stored tensor.
@@ -45,6 +45,34 @@ pub enum Change {
     Squeeze,
 }
 
+/// What `change` needs, if `shape` does not have it.
+fn check_change(shape: &[usize], change: Change) -> std::result::Result<(), String> {
+    match change {
+        Change::RowPart(_, parts) if !shape.first().is_some_and(|rows| rows.is_multiple_of(parts)) => {
+            Err(format!("rows divisible by {parts}"))
+        }
+        Change::Transpose if shape.len() != 2 => Err("a matrix".into()),
+        Change::Squeeze if changed_shape(shape, change).len() != 2 => Err("a matrix or a 1x1 convolution".into()),
+        _ => Ok(()),
+    }
+}
+
+/// The shape that `change` makes of `shape`, if it fits.
+pub(super) fn changed_shape(shape: &[usize], change: Change) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    match change {
+        Change::Keep => {}
+        Change::RowPart(_, parts) => shape.iter_mut().take(1).for_each(|rows| *rows /= parts),
+        Change::Transpose => shape.reverse(),
+        Change::Squeeze => {
+            while shape.len() > 2 && shape.last() == Some(&1) {
+                shape.pop();
+            }
+        }
+    }
+    shape
+}
+
 impl FileSource {
     /// An empty source; `place` names it in errors.
     pub fn new(place: impl Into<String>) -> Self {
@@ -75,46 +103,24 @@ impl FileSource {
     /// Adds the tensor `stored` of `file`, changed, under `name`. Errors: an integer tensor, a shape that the change does
     /// not fit, a name that is there already.
     pub fn add(&mut self, name: &str, file: &Arc<SafetensorsFile>, stored: &str, change: Change) -> Result<()> {
-        let place = || format!("{}: `{stored}`", file.place());
+        let place = || format!("{}: `{}`", file.place(), shown(stored));
         let dtype = file.float_type(stored)?;
         let shape = file.shape(stored).unwrap_or_default();
-        let bad_shape = |expected: &str| {
-            Err(Error::new("tensor shape").at(place()).expected(expected.to_string()).found(format!("{shape:?}")))
+        check_change(shape, change)
+            .map_err(|e| Error::new("tensor shape").at(place()).expected(e).found(shown(&format!("{shape:?}"))))?;
+        let shape = changed_shape(shape, change);
+        let layout = match change {
+            Change::Keep | Change::Squeeze => Layout::From(0),
+            Change::RowPart(part, _) => Layout::From(part * shape.iter().product::<usize>()),
+            Change::Transpose => Layout::Transposed,
         };
-        let mut shape = shape.to_vec();
-        let mut layout = Layout::From(0);
-        match change {
-            Change::Keep => {}
-            Change::RowPart(part, parts) => {
-                if shape.is_empty() || shape[0] % parts != 0 {
-                    return bad_shape(&format!("rows divisible by {parts}"));
-                }
-                shape[0] /= parts;
-                layout = Layout::From(part * shape.iter().product::<usize>());
-            }
-            Change::Transpose => {
-                if shape.len() != 2 {
-                    return bad_shape("a matrix");
-                }
-                shape.swap(0, 1);
-                layout = Layout::Transposed;
-            }
-            Change::Squeeze => {
-                while shape.len() > 2 && shape.last() == Some(&1) {
-                    shape.pop();
-                }
-                if shape.len() > 2 {
-                    return bad_shape("a matrix or a 1x1 convolution");
-                }
-            }
-        }
         let view = View { file: Arc::clone(file), stored: stored.into(), info: TensorInfo { dtype, shape }, layout };
         match self.views.insert(name.to_string(), view) {
             None => Ok(()),
             Some(earlier) => Err(Error::new("two tensors for one name")
-                .at(format!("{}: `{name}`", self.place))
+                .at(format!("{}: `{}`", self.place, shown(name)))
                 .expected("one")
-                .found(format!("`{}` and `{stored}`", earlier.stored))),
+                .found(format!("`{}` and `{}`", shown(&earlier.stored), shown(stored)))),
         }
     }
 

@@ -76,10 +76,12 @@ impl Files {
         found.map(|(_, bytes)| *bytes).ok_or_else(|| Error::new("missing file").at(self.place(path)))
     }
 
-    /// A JSON file.
+    /// A JSON file. Python also writes bare `-Infinity`, `Infinity` and `NaN` (a published DPM-Solver config has the
+    /// first); they are handed on as the strings of that spelling.
     pub fn json(&self, path: &str) -> Result<Value> {
         let bytes = self.read(path)?;
         serde_json::from_slice(&bytes)
+            .or_else(|e| std::str::from_utf8(&bytes).map_err(|_| e).and_then(|t| serde_json::from_str(&quote_words(t))))
             .map_err(|e| Error::new("broken file").at(self.place(path)).expected("JSON").found(e))
     }
 
@@ -152,6 +154,24 @@ impl Files {
         }
         Ok(files.into_values().collect())
     }
+}
+
+/// Puts quotes around the words that Python's JSON has and JSON lacks, outside of strings.
+fn quote_words(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (number, piece) in text.split('"').enumerate() {
+        if number > 0 {
+            out.push('"');
+        }
+        // An escaped quote shifts the count, and then the result is no more JSON than before.
+        if number % 2 == 1 {
+            out.push_str(piece);
+        } else {
+            let marked = piece.replace("-Infinity", "\"-\u{0}\"").replace("Infinity", "\"Infinity\"");
+            out.push_str(&marked.replace('\u{0}', "Infinity").replace("NaN", "\"NaN\""));
+        }
+    }
+    out
 }
 
 /// Reads a file that must be small.

@@ -8,9 +8,13 @@ use super::file_source::Change;
 /// * `*.position_ids`: 0, 1, 2, ... as a buffer of older transformers versions.
 /// * `model_ema.*`: a second, averaged copy of the UNet; diffusers' loader takes the first copy too.
 /// * DDPM buffers, which follow from the schedule.
-/// * `logit_scale`, vision towers: the other half of CLIP.
+/// * `logit_scale`, vision towers (`visual.`, `vision_model.`): the other half of CLIP; `attn_mask`: its causal mask.
+/// * `loss.*`, `safety_checker.*`, `optimizer_states.*`, `callbacks.*`, `global_step`: training and publishing.
+/// * `v_pred`, `ztsnr`: empty marks that tell the prediction type (see [`super::single_file`]).
+///
+/// In a single file the rules hold for keys with and without the prefix of their part.
 pub fn is_skipped(key: &str) -> bool {
-    const BUFFERS: [&str; 9] = [
+    const BUFFERS: [&str; 11] = [
         "betas",
         "alphas_cumprod",
         "alphas_cumprod_prev",
@@ -19,14 +23,17 @@ pub fn is_skipped(key: &str) -> bool {
         "global_step",
         "scale_factor",
         "denoiser.sigmas",
-        "logit_scale",
+        "v_pred",
+        "ztsnr",
+        "attn_mask",
     ];
-    const PREFIXES: [&str; 10] = [
+    const PREFIXES: [&str; 11] = [
         "model_ema.",
         "sqrt_",
         "log_one_minus_",
         "posterior_",
-        "first_stage_model.loss.",
+        "loss.",
+        "visual.",
         "vision_model.",
         "visual_projection.",
         "safety_checker.",

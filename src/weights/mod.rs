@@ -5,20 +5,28 @@
 //! graph builder asks for rows, so opening a checkpoint of many gigabytes costs a header.
 
 pub mod checkpoint;
+pub mod cursor;
 pub mod directory;
+#[cfg(feature = "embedded-model")]
+pub mod embedded;
 pub mod file_source;
 mod files;
 pub mod keys;
+pub mod original_config;
+pub mod original_keys;
+pub mod pack;
 pub mod random;
 pub mod safetensors_file;
 mod safetensors_header;
 pub mod shapes;
+pub mod single_file;
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+pub use cursor::{Claims, Weights};
 pub use file_source::FileSource;
 pub use random::RandomSource;
 pub use shapes::ShapesSource;
@@ -71,9 +79,9 @@ impl dyn Source + '_ {
 
 /// A model asked for `key`, which `part` lacks; names the nearest of the keys that are `present`.
 pub fn missing_key_error(part: &str, key: &str, present: &[String]) -> Error {
-    let error = Error::new("missing tensor").at(part).expected(format!("`{key}`"));
+    let error = Error::new("missing tensor").at(part).expected(format!("`{}`", shown(key)));
     match nearest(key, present) {
-        Some(near) => error.found(format!("`{near}` as the nearest name")),
+        Some(near) => error.found(format!("`{}` as the nearest name", shown(near))),
         None => error.found("nothing of a similar name"),
     }
     .hint("a complete checkpoint of the kind that its config describes")
@@ -81,24 +89,52 @@ pub fn missing_key_error(part: &str, key: &str, present: &[String]) -> Error {
 
 /// `part` holds `key`, which no layer consumes; names the nearest of the `known` keys.
 pub fn unexpected_key_error(part: &str, key: &str, known: &[String]) -> Error {
-    let error = Error::new("unexpected tensor").at(part).found(format!("`{key}`"));
+    let error = Error::new("unexpected tensor").at(part).found(format!("`{}`", shown(key)));
     let error = match nearest(key, known) {
-        Some(near) => error.expected(format!("only known names, the nearest being `{near}`")),
+        Some(near) => error.expected(format!("only known names, the nearest being `{}`", shown(near))),
         None => error.expected("only known names"),
     };
     error.hint("a checkpoint without additions, or removing that tensor")
 }
 
-/// The name with the smallest edit distance to `key`, if it is near enough to be a hint.
+/// The name with the smallest edit distance to `key`, if it is near enough to be a hint. A hostile file's endless names
+/// are not compared.
 fn nearest<'a>(key: &str, names: &'a [String]) -> Option<&'a str> {
-    let best = names.iter().min_by_key(|name| strsim::levenshtein(key, name))?;
+    const LONGEST: usize = 256;
+    const MOST: usize = 20_000;
+    if key.len() > LONGEST {
+        return None;
+    }
+    let best = names
+        .iter()
+        .filter(|name| name.len() <= LONGEST)
+        .take(MOST)
+        .min_by_key(|name| strsim::levenshtein(key, name))?;
     (strsim::normalized_levenshtein(key, best) > 0.5).then_some(best.as_str())
+}
+
+/// A name out of a file as errors show it: without control characters, and cut if it is long.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut text = String::new();
+    for (number, char) in name.chars().enumerate() {
+        if number == LONGEST {
+            text.push_str("...");
+            break;
+        }
+        if char.is_control() {
+            text.extend(char.escape_default());
+        } else {
+            text.push(char);
+        }
+    }
+    text
 }
 
 /// The error of a rows request that reaches beyond the tensor.
 fn rows_error(place: &str, name: &str, rows: &Range<usize>, have: usize) -> Error {
     Error::new("rows beyond the tensor's end")
-        .at(format!("{place}: `{name}`"))
+        .at(format!("{place}: `{}`", shown(name)))
         .expected(format!("0..{have}"))
         .found(format!("{}..{}", rows.start, rows.end))
 }

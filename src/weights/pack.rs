@@ -14,7 +14,14 @@ const PIECE_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// When a tensor cannot be read, or `sink` fails.
-pub fn pack(spec: &WeightSpec, source: &dyn Source, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub fn pack(spec: &WeightSpec, source: Option<&dyn Source>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    if let Layout::Constant { values } = &spec.layout {
+        let mut padded = values.clone();
+        padded.resize(values.len().next_multiple_of(32), 0.0);
+        return sink(bytemuck::cast_slice(&padded));
+    }
+    let source =
+        source.unwrap_or_else(|| panic!("weight {:?} belongs to part {}, which was not given", spec.keys, spec.part));
     match &spec.layout {
         Layout::Matrix { rows, columns, taps, dtype } => {
             let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
@@ -47,11 +54,7 @@ pub fn pack(spec: &WeightSpec, source: &dyn Source, sink: &mut dyn FnMut(&[u8]) 
             }
             Ok(())
         }
-        Layout::Constant { values } => {
-            let mut padded = values.clone();
-            padded.resize(values.len().next_multiple_of(32), 0.0);
-            sink(bytemuck::cast_slice(&padded))
-        }
+        Layout::Constant { .. } => Ok(()),
     }
 }
 
@@ -75,7 +78,9 @@ fn runs(rows: &[RowSource]) -> Vec<(usize, (usize, usize), usize)> {
     for (at, row) in rows.iter().enumerate() {
         let Some((key, row)) = row.map(|(key, row)| (key as usize, row as usize)) else { continue };
         match found.last_mut() {
-            Some((start, (k, first), count)) if *start + *count == at && *k == key && *first + *count == row => *count += 1,
+            Some((start, (k, first), count)) if *start + *count == at && *k == key && *first + *count == row => {
+                *count += 1
+            }
             _ => found.push((at, (key, row), 1)),
         }
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use half::slice::HalfFloatSliceExt;
 
 use super::safetensors_header::{self, Entry, FileType};
+use super::shown;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -77,6 +78,11 @@ impl SafetensorsFile {
         &self.place
     }
 
+    /// Feeds the whole file to a hash.
+    pub fn hash_into(&self, hash: &mut impl sha2::Digest) {
+        hash.update(self.all());
+    }
+
     /// All names, in no particular order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
@@ -97,7 +103,7 @@ impl SafetensorsFile {
         let (dtype, bytes) = self.float_bytes(name)?;
         let count = bytes.len() / dtype.bytes();
         if range.start > range.end || range.end > count {
-            let place = format!("{}: `{name}`", self.place);
+            let place = format!("{}: `{}`", self.place, shown(name));
             let error = Error::new("elements beyond the tensor's end").at(place).expected(format!("0..{count}"));
             return Err(error.found(format!("{range:?}")));
         }
@@ -107,7 +113,7 @@ impl SafetensorsFile {
 
     /// Type and bytes of a floating-point tensor.
     fn float_bytes(&self, name: &str) -> Result<(DType, &[u8])> {
-        let place = || format!("{}: `{name}`", self.place);
+        let place = || format!("{}: `{}`", self.place, shown(name));
         let entry = self.entries.get(name).ok_or_else(|| Error::new("no such tensor").at(place()))?;
         match entry.file_type {
             FileType::Float(dtype) => Ok((dtype, &self.all()[entry.bytes.clone()])),
@@ -123,8 +129,11 @@ impl SafetensorsFile {
         let [rows, columns] = match self.shape(name) {
             Some(&[rows, columns]) => [rows, columns],
             other => {
-                let place = format!("{}: `{name}`", self.place);
-                return Err(Error::new("tensor shape").at(place).expected("a matrix").found(format!("{other:?}")));
+                let place = format!("{}: `{}`", self.place, shown(name));
+                return Err(Error::new("tensor shape")
+                    .at(place)
+                    .expected("a matrix")
+                    .found(shown(&format!("{other:?}"))));
             }
         };
         if range.start > range.end || range.end > columns {

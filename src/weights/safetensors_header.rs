@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::shown;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -92,15 +93,16 @@ pub(super) fn parse(file: &[u8], place: &str) -> Result<HashMap<String, Entry>> 
     let start = LENGTH_BYTES + length;
     let text = std::str::from_utf8(&file[LENGTH_BYTES..start])
         .map_err(|e| fault("safetensors header").expected("UTF-8").found(format!("{e}")))?;
-    let raw: RawHeader = serde_json::from_str(text)
-        .map_err(|e| fault("safetensors header").expected("JSON of the safetensors format").found(format!("{e}")))?;
+    let raw: RawHeader = serde_json::from_str(text).map_err(|e| {
+        fault("safetensors header").expected("JSON of the safetensors format").found(shown(&e.to_string()))
+    })?;
     check(raw.tensors, start, file.len(), place)
 }
 
 /// Turns raw entries into checked ones: known types, lengths that fit their shapes, bytes without overlap or hole.
 fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) -> Result<HashMap<String, Entry>> {
     let fault = |what: &str, name: &str| {
-        Error::new(what).at(format!("{place}: `{name}`")).hint("downloading or exporting the file again")
+        Error::new(what).at(format!("{place}: `{}`", shown(name))).hint("downloading or exporting the file again")
     };
     let mut order: Vec<(usize, usize)> = raw.iter().map(|(_, e)| e.data_offsets).collect();
     order.sort_unstable();
@@ -108,16 +110,19 @@ fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) ->
     for (name, RawEntry { dtype, shape, data_offsets: (from, to) }) in raw {
         let Some(file_type) = FileType::parse(&dtype) else {
             return Err(Error::new("unsupported element type")
-                .at(format!("{place}: `{name}`"))
-                .found(dtype)
+                .at(format!("{place}: `{}`", shown(&name)))
+                .found(shown(&dtype))
                 .expected("F32, F16 or BF16"));
         };
-        let size = shape.iter().try_fold(file_type.bytes(), |size, &axis| size.checked_mul(axis));
-        let Some(size) = size else {
-            return Err(fault("tensor too large", &name).expected("a size in bytes").found(format!("shape {shape:?}")));
+        // Axes of length 0 must not hide others whose product overflows: later code multiplies any of them.
+        let bounded = shape.iter().try_fold(file_type.bytes(), |size, &axis| size.checked_mul(axis.max(1)));
+        let Some(size) = bounded.map(|size| if shape.contains(&0) { 0 } else { size }) else {
+            return Err(fault("tensor too large", &name)
+                .expected("a size in bytes")
+                .found(shown(&format!("shape {shape:?}"))));
         };
         if to < from || to - from != size {
-            let expected = format!("{size} bytes for {dtype} of shape {shape:?}");
+            let expected = format!("{size} bytes for {dtype} of shape {}", shown(&format!("{shape:?}")));
             return Err(fault("tensor data", &name).expected(expected).found(format!("offsets {from}..{to}")));
         }
         if to > end - start {
@@ -170,12 +175,13 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut tensors = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("the name `{name}` twice")));
+                        return Err(A::Error::custom(format!("the name `{}` twice", shown(&name))));
                     }
                     if name == "__metadata__" {
                         map.next_value::<Option<HashMap<String, String>>>()?;
                     } else {
-                        let entry = map.next_value().map_err(|e| A::Error::custom(format!("`{name}`: {e}")))?;
+                        let entry =
+                            map.next_value().map_err(|e| A::Error::custom(format!("`{}`: {e}", shown(&name))))?;
                         tensors.push((name, entry));
                     }
                 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Source, TensorInfo};
+use super::{Source, TensorInfo, shown};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -47,7 +47,7 @@ impl Source for ShapesSource {
     }
 
     fn rows(&self, name: &str, _rows: Range<usize>, _out: &mut Vec<f32>) -> Result<()> {
-        let place = format!("{}: `{name}`", self.place);
+        let place = format!("{}: `{}`", self.place, shown(name));
         Err(Error::new("no values").at(place).expected("a checkpoint with weights").found("names and shapes only"))
     }
 

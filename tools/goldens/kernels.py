@@ -2,8 +2,8 @@
 
 usage: python tools/goldens/kernels.py
 
-Every operation is a group of tensors `OP.INDEX.NAME`; its settings stand as JSON in the file's metadata under
-`OP.INDEX`. Layouts are PyTorch's: images [B, C, H, W], sequences [B, T, C], linear weights [out, in], convolution
+Every operation is a group of tensors `OP.INDEX.NAME`; the metadata entry `cases` is JSON, `OP.INDEX` -> its settings.
+Layouts are PyTorch's: images [B, C, H, W], sequences [B, T, C], linear weights [out, in], convolution
 weights [out, in, kh, kw]. Inputs are f32; outputs are computed in f64 from them and rounded once to f32, except the
 timestep embedding, which is diffusers' own f32 result (up to 6e-5 from the exact one, by its f32 angles).
 """

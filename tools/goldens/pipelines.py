@@ -8,6 +8,7 @@ prompt, size, steps, guidance and so on.
 import hashlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -22,6 +23,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 CALL_DEFAULTS = dict(negative_prompt=None, guidance_rescale=0.0, clip_skip=None, eta=0.0)
 
 torch.set_num_threads(1)
+warnings.simplefilter("ignore")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
@@ -147,8 +149,8 @@ def build(spec, folder):
     name, arguments = spec["scheduler"]
     scheduler = getattr(diffusers, name)(**arguments)
     scheduler.save_config(folder / "scheduler")
-    if spec.get("sparse_scheduler"):
-        sparse = {"_class_name": name, "_diffusers_version": "0.15.0", **arguments}
+    if spec.get("sparse_scheduler") or spec.get("scheduler_extra"):
+        sparse = {"_class_name": name, "_diffusers_version": "0.15.0", **arguments, **spec.get("scheduler_extra", {})}
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(sparse, indent=1))
     (folder / "model_index.json").write_text(json.dumps(model_index(spec), indent=1))
 

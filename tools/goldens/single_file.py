@@ -160,6 +160,7 @@ def write_single_file(folder, path, kind):
 def check_round_trip(folder, path, kind):
     """Gives the file to diffusers' converters: every tensor of UNet, VAE and OpenCLIP must come back under its name."""
     import diffusers
+    import transformers
     from diffusers.loaders import single_file_utils as reference
 
     folder, checkpoint = Path(folder), load_file(path)
@@ -169,6 +170,16 @@ def check_round_trip(folder, path, kind):
         assert want.keys() == got.keys(), (part, want.keys() ^ got.keys())
         for k, v in want.items():
             assert torch.equal(v, got[k].reshape(v.shape)), f"{diffusers.__version__}: {part}: {k}"
+    if kind == "sd1":
+        return
+    prefix, part = ("cond_stage_model.model.", "text_encoder") if kind == "sd2" else ("conditioner.embedders.1.model.", "text_encoder_2")
+    config = json.loads((folder / part / "config.json").read_text())
+    width = torch.nn.Module()
+    width.config = transformers.CLIPTextConfig(hidden_size=config["hidden_size"])
+    got = reference.convert_open_clip_checkpoint(width, dict(checkpoint), prefix=prefix)
+    for k, v in read_part(folder / part).items():
+        k = k if k.startswith(("text_model.", "text_projection")) else "text_model." + k
+        assert torch.equal(v, got[k]), f"{diffusers.__version__}: {part}: {k}"
 
 
 __all__ = ["write_single_file", "check_round_trip"]

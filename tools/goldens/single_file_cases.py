@@ -11,7 +11,7 @@ from bpe import CLIP_MERGES
 from cases import SD_BETAS
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-PUBLISHED = dict(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, clip_sample=False)
+PUBLISHED = dict(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
 
 
 def unet(channels, cross, context, **more):
@@ -36,7 +36,7 @@ def draw(seed, index):
     single = ("sd1", "sdxl", "sd2")[index % 3]
     spec = dict(kind="sdxl" if single == "sdxl" else "sd", single=single, seed=r.randrange(10**6), dtype=r.choice(["f16", "f16", "f32"]))
     spec["tokenizer"] = dict(merge_count=CLIP_MERGES, pad="!" if single == "sd2" else "<|endoftext|>")
-    spec["scheduler"] = ("PNDMScheduler", SD_BETAS | PUBLISHED)
+    spec |= dict(scheduler=("PNDMScheduler", SD_BETAS | PUBLISHED), scheduler_extra=dict(clip_sample=False))
     if single == "sd1":
         spec["unet"] = unet([32, 64, 64, 32], [1, 1, 1, 0], 768, attention_head_dim=8)
         spec["text"] = text(768, 2, "quick_gelu")

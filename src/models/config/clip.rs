@@ -73,7 +73,7 @@ impl ClipConfig {
             vocab_size: fields.count("vocab_size", 49408)?,
             hidden_size: fields.count("hidden_size", 512)?,
             intermediate_size: fields.count("intermediate_size", 2048)?,
-            num_layers: fields.count("num_hidden_layers", 12)?,
+            num_layers: fields.layers("num_hidden_layers", 12)?,
             head_count: fields.count("num_attention_heads", 8)?,
             max_positions: fields.count("max_position_embeddings", 77)?,
             activation,
@@ -84,7 +84,7 @@ impl ClipConfig {
             bos_token_id: token("bos_token_id", 49406)?,
             pad_token_id: token("pad_token_id", 1)?,
         };
-        if config.hidden_size % config.head_count != 0 {
+        if !config.hidden_size.is_multiple_of(config.head_count) {
             return Err(Error::new("config")
                 .at(format!("{place}: `num_attention_heads`"))
                 .expected(format!("a divisor of `hidden_size` {}", config.hidden_size))

@@ -11,7 +11,9 @@ pub(super) struct Fields<'a> {
 }
 
 /// Longer lists than any model's levels are a corrupt file.
-const LONGEST_LIST: usize = 64;
+const LONGEST_LIST: usize = 16;
+/// More layers than any model has in one place are a corrupt file.
+const MOST_LAYERS: usize = 256;
 /// Larger lengths and counts than any model's are a corrupt file (and would overflow later products).
 const LARGEST_COUNT: u64 = 1 << 24;
 
@@ -59,6 +61,22 @@ impl<'a> Fields<'a> {
             (None, Some(default)) => Ok(default),
             (None, None) => Err(self.unsupported(name, "a positive integer")),
             (Some(value), _) => count(value).ok_or_else(|| self.unsupported(name, "a positive integer")),
+        }
+    }
+
+    /// A count of layers, each of which will have tensors.
+    pub fn layers(&self, name: &str, default: usize) -> Result<usize> {
+        let layers = self.count(name, default)?;
+        self.few_layers(name, &[layers])?;
+        Ok(layers)
+    }
+
+    /// Errors if there are more layers than a model can have.
+    pub fn few_layers(&self, name: &str, layers: &[usize]) -> Result<()> {
+        if layers.iter().all(|n| *n <= MOST_LAYERS) {
+            Ok(())
+        } else {
+            Err(self.unsupported(name, &format!("at most {MOST_LAYERS} layers")))
         }
     }
 

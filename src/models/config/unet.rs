@@ -76,6 +76,7 @@ impl UnetConfig {
         let down_attention = block_types(&fields, Direction::Down, levels)?;
         let up_attention = block_types(&fields, Direction::Up, levels)?;
         let layers_per_block = fields.per_level("layers_per_block", 2, levels)?;
+        fields.few_layers("layers_per_block", &layers_per_block)?;
         let depth = transformer_layers(&fields, &layers_per_block)?;
         let mid_block = match fields.get("mid_block_type") {
             None => !fields.is_null("mid_block_type"),
@@ -119,16 +120,16 @@ impl UnetConfig {
                 let error = Error::new("config").at(format!("{place}: `{field}`")).found(divisor);
                 error.expected(format!("a divisor of level {level}'s {channels} channels"))
             };
-            if channels % self.norm_num_groups != 0 {
+            if !channels.is_multiple_of(self.norm_num_groups) {
                 return Err(fault("norm_num_groups", self.norm_num_groups));
             }
             let innermost = level + 1 == levels && self.mid_block;
             let attends = self.down_attention[level] || self.up_attention[levels - 1 - level] || innermost;
-            if attends && channels % self.head_count[level] != 0 {
+            if attends && !channels.is_multiple_of(self.head_count[level]) {
                 return Err(fault("attention_head_dim", self.head_count[level]));
             }
         }
-        if self.block_out_channels[0] % 2 != 0 {
+        if !self.block_out_channels[0].is_multiple_of(2) {
             let error = Error::new("config").at(format!("{place}: `block_out_channels`"));
             return Err(error.expected("an even first entry").found(self.block_out_channels[0]));
         }
@@ -229,6 +230,8 @@ fn transformer_layers(fields: &Fields<'_>, layers: &[usize]) -> Result<Transform
             value => nested(fields, NAME, value, &up_layers)?,
         },
     };
+    fields.few_layers(NAME, &down.concat())?;
+    fields.few_layers(REVERSE, &up.concat())?;
     // The middle block has one attention and takes the first entry where the innermost level has a list.
     let mid = down.last().and_then(|level| level.first()).copied().unwrap_or(1);
     Ok(TransformerLayers { down, mid, up })
@@ -285,7 +288,7 @@ fn text_time(fields: &Fields<'_>) -> Result<Option<TextTimeConfig>> {
         return Ok(None);
     }
     let time_embed_dim = fields.count("addition_time_embed_dim", None)?;
-    if time_embed_dim % 2 != 0 {
+    if !time_embed_dim.is_multiple_of(2) {
         return Err(fields.unsupported("addition_time_embed_dim", "an even number"));
     }
     Ok(Some(TextTimeConfig { time_embed_dim, input_dim: fields.count("projection_class_embeddings_input_dim", None)? }))

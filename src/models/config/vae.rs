@@ -56,7 +56,7 @@ impl VaeConfig {
         let config = Self {
             out_channels: fields.count("out_channels", 3)?,
             latent_channels: fields.count("latent_channels", 4)?,
-            layers_per_block: fields.count("layers_per_block", 1)?,
+            layers_per_block: fields.layers("layers_per_block", 1)?,
             norm_num_groups: fields.count("norm_num_groups", 32)?,
             scaling_factor: fields.positive("scaling_factor", 0.18215)?,
             shift_factor: fields.number("shift_factor", 0.0)?,
@@ -69,7 +69,7 @@ impl VaeConfig {
         if config.out_channels != 3 {
             return Err(fields.unsupported("out_channels", "3"));
         }
-        let odd = config.block_out_channels.iter().find(|c| **c % config.norm_num_groups != 0);
+        let odd = config.block_out_channels.iter().find(|c| !c.is_multiple_of(config.norm_num_groups));
         match odd {
             Some(channels) => Err(Error::new("config")
                 .at(format!("{place}: `norm_num_groups`"))

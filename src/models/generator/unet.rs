@@ -69,7 +69,14 @@ fn time_embedding(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Co
         (Some(added), Some(pooled), Some(sizes)) => {
             let x = nn::linear(g, &w_time.at("linear_2"), x, Linear::new(embed));
             let dim = added.time_embed_dim as u32;
-            let wave = Sinusoid { batch, inputs: 6, dim, flip: config.flip_sin_to_cos, shift: config.freq_shift as f32, scale: 1.0 };
+            let wave = Sinusoid {
+                batch,
+                inputs: 6,
+                dim,
+                flip: config.flip_sin_to_cos,
+                shift: config.freq_shift as f32,
+                scale: 1.0,
+            };
             let waves = nn::sinusoid(g, "add_time_proj", sizes, wave);
             let both = nn::concat(g, "add_embedding", pooled, waves);
             let both = nn::linear(g, &w.at("add_embedding.linear_1"), both, hidden);
@@ -138,7 +145,8 @@ impl Unet<'_, '_> {
             let level = levels - 1 - block;
             let channels = config.block_out_channels[level] as u32;
             for layer in 0..config.layers_per_block[level] + 1 {
-                let skip = skips.pop().unwrap_or_else(|| panic!("{}: the UNet has more resnets up than down", w.path()));
+                let skip =
+                    skips.pop().unwrap_or_else(|| panic!("{}: the UNet has more resnets up than down", w.path()));
                 let both = nn::concat(self.g, w.at("resnets").at(layer).path(), x, skip);
                 x = self.resnet(&w.at("resnets").at(layer), both, channels);
                 if config.up_attention[block] {
@@ -168,7 +176,8 @@ impl Unet<'_, '_> {
     fn transformer(&mut self, w: &Weights<'_>, x: Value, head_count: u32, depth: usize) -> Value {
         let channels = self.g.shape(x).channels;
         let heads = Heads { count: head_count, width: channels / head_count };
-        let h = nn::group_norm(self.g, &w.at("norm"), x, self.config.norm_num_groups as u32, TRANSFORMER_NORM_EPS, false);
+        let h =
+            nn::group_norm(self.g, &w.at("norm"), x, self.config.norm_num_groups as u32, TRANSFORMER_NORM_EPS, false);
         let mut h = nn::linear(self.g, &w.at("proj_in"), h, Linear::new(channels));
         for block in 0..depth {
             h = transformer_block(self.g, &w.at("transformer_blocks").at(block), h, self.context, heads);

@@ -2,16 +2,16 @@
 
 use crate::error::Error;
 use crate::graph::{Graph, Operand, Value};
-use crate::kernels::embed;
-use crate::models::config::ClipConfig;
+use crate::kernels::{elementwise, embed};
+use crate::models::config::{self, ClipConfig};
 use crate::models::nn::{self, Heads, Linear};
 use crate::weights::Weights;
 
 /// What a text encoder gives.
 #[derive(Debug, Clone, Copy)]
 pub struct TextVectors {
-    /// Vectors of the tokens [B, T, C].
-    pub context: Value,
+    /// Vectors of the tokens [B, T, C], one for each layer that was asked for.
+    pub contexts: [Value; 2],
     /// Projected vector of the end token [B, 1, 1, D], where the encoder has a projection.
     pub pooled: Option<Value>,
 }
@@ -32,22 +32,24 @@ pub fn clip(
     config: &ClipConfig,
     ids: Value,
     ends: Option<Value>,
-    take: Take,
+    takes: [Take; 2],
 ) -> TextVectors {
     let w_text = w.at("text_model");
     let eps = config.layer_norm_eps as f32;
     let mut x = embeddings(g, &w_text.at("embeddings"), config, ids);
-    let mut context = x;
+    let mut states = vec![x];
     for layer in 0..config.num_layers {
         x = encoder_layer(g, &w_text.at("encoder.layers").at(layer), config, x);
-        if layer + 1 + take.skip == config.num_layers {
-            context = x;
-        }
+        states.push(x);
     }
     let normed = nn::layer_norm(g, &w_text.at("final_layer_norm"), x, eps);
-    if take.final_norm {
-        context = if take.skip == 0 { normed } else { nn::layer_norm(g, &w_text.at("final_layer_norm"), context, eps) };
-    }
+    let mut taken = |take: Take| match (take.final_norm, take.skip) {
+        (false, skip) => states[config.num_layers - skip],
+        (true, 0) => normed,
+        (true, skip) => nn::layer_norm(g, &w_text.at("final_layer_norm"), states[config.num_layers - skip], eps),
+    };
+    let first = taken(takes[0]);
+    let contexts = [first, if takes[0] == takes[1] { first } else { taken(takes[1]) }];
     let pooled = match (config.projection_dim, ends) {
         (Some(width), Some(ends)) => {
             let row = nn::select_row(g, "pooled", normed, ends);
@@ -60,7 +62,7 @@ pub fn clip(
         }
         _ => None,
     };
-    TextVectors { context, pooled }
+    TextVectors { contexts, pooled }
 }
 
 /// ids [B, T] -> token plus position vectors [B, T, C].
@@ -91,6 +93,13 @@ fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -
     g.push(w.path(), call, inputs, shape.with_channels(channels), dtype)
 }
 
+fn activation(config: &ClipConfig) -> elementwise::Activation {
+    match config.activation {
+        config::Activation::QuickGelu => elementwise::Activation::QuickGelu,
+        config::Activation::Gelu => elementwise::Activation::Gelu,
+    }
+}
+
 /// x [B, T, C] -> [B, T, C] (transformers `CLIPEncoderLayer`).
 fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) -> Value {
     let channels = config.hidden_size as u32;
@@ -99,7 +108,7 @@ fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) 
     let h = nn::layer_norm(g, &w.at("layer_norm1"), x, eps);
     let x = nn::attention(g, &w.at("self_attn"), &nn::CLIP, h, None, heads, x);
     let h = nn::layer_norm(g, &w.at("layer_norm2"), x, eps);
-    let wide = Linear { activation: config.activation.into(), ..Linear::new(config.intermediate_size as u32) };
+    let wide = Linear { activation: activation(config), ..Linear::new(config.intermediate_size as u32) };
     let h = nn::linear(g, &w.at("mlp.fc1"), h, wide);
     nn::linear(g, &w.at("mlp.fc2"), h, Linear { residual: Some(x), ..Linear::new(channels) })
 }

@@ -1,0 +1,255 @@
+//! The command line. Sampler and schedule names are parsed where they are used; what has a plain range is checked here.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// The words for `--sampler`.
+pub const SAMPLERS: &str = "ddim, ddpm, pndm, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde, unipc, lcm";
+/// The words for `--schedule`.
+pub const SCHEDULES: &str = "leading, trailing, linspace (spacings), karras, exponential, beta, sgm_uniform, ays";
+/// Above this a picture's numbers no longer fit the arithmetic on sizes (the VAE's largest tensor in bytes in 64 bits, axes
+/// in 32); memory ends long before.
+const LARGEST_SIDE: u32 = 65_536;
+
+/// Text to pictures with hand-written WGSL kernels on any GPU that wgpu reaches.
+#[derive(Debug, Parser)]
+#[command(name = "scumble", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Logging, for every command.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Tell more on stderr: -v what is done, -vv details, -vvv everything
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
+    pub verbose: u8,
+    /// Log filter, for instance `scumble=debug,wgpu=warn` [default: warn]
+    #[arg(long, value_name = "FILTER", global = true, conflicts_with = "verbose", display_order = 900)]
+    pub log: Option<String>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw pictures from a prompt
+    Generate(Box<GenerateArgs>),
+    /// Show the GPU adapters, or what a checkpoint holds and needs
+    Info(InfoArgs),
+    /// Time one UNet step, one VAE decode and the kernels, each verified first
+    Bench(BenchArgs),
+}
+
+/// Arithmetic and storage on the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// f16 where the adapter has it, else f32
+    Auto,
+    /// Single precision all through
+    F32,
+    /// Half-precision storage with single-precision sums
+    F16,
+}
+
+/// `scumble generate`
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to draw, as plain text
+    pub prompt: String,
+
+    /// Checkpoint: a diffusers directory or a single .safetensors file [default: the small emoji model inside scumble]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+
+    /// What to keep out of the picture, as plain text [default: nothing]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub negative_prompt: Option<String>,
+
+    /// Width in pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
+    pub width: Option<u32>,
+
+    /// Height in pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
+    pub height: Option<u32>,
+
+    /// Denoising steps, 1 or more [default: 50; the built-in model 20]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub steps: Option<u32>,
+
+    /// Guidance scale, how strongly to follow the prompt: 0 to 1 turns guidance off and halves the work
+    /// [default: 7.5; SDXL 5, the built-in model 3]
+    #[arg(long, value_name = "G", value_parser = scale, allow_negative_numbers = true)]
+    pub cfg_scale: Option<f32>,
+
+    /// Guidance rescale, 0 (off) to 1: tames the contrast that strong guidance adds to v-prediction models
+    #[arg(long, value_name = "R", default_value = "0", value_parser = fraction, allow_negative_numbers = true)]
+    pub guidance_rescale: f32,
+
+    #[arg(long, value_name = "NAME", help = format!("Sampler: {SAMPLERS} [default: the model's own]"))]
+    #[allow(missing_docs, reason = "the help text is the documentation")]
+    pub sampler: Option<String>,
+
+    #[arg(long, value_name = "NAME", help = format!("Noise schedule: {SCHEDULES} [default: the model's own]"))]
+    #[allow(missing_docs, reason = "the help text is the documentation")]
+    pub schedule: Option<String>,
+
+    /// What the model predicts, where the checkpoint does not say or is wrong [default: the model's own]
+    #[arg(long, value_name = "P", value_parser = ["epsilon", "v_prediction", "sample"])]
+    pub prediction_type: Option<String>,
+
+    /// Seed of the noise, the same as torch's CPU generator's; pictures of a batch take N, N+1, ... [default: random]
+    #[arg(short, long, value_name = "SEED", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+
+    /// How many pictures to draw, one seed each
+    #[arg(short, long = "batch", value_name = "COUNT", default_value = "1", value_parser = positive,
+          allow_negative_numbers = true)]
+    pub batch: u32,
+
+    /// Where to write the PNG; with -b above 1 the seed is added to the name, out-SEED.png
+    /// [default: scumble-SEED.png, or -1, -2, ... where that exists]
+    #[arg(short, long, value_name = "OUT.png")]
+    pub output: Option<PathBuf>,
+
+    /// Number format on the GPU
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+
+    /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+
+    /// Initial noise of variance 1 instead of the seed's: tensor `latents` [COUNT, channels, height/8, width/8]
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub latents: Option<PathBuf>,
+
+    /// Write every named intermediate (text embeddings, latents.0, latents.1, ..., image) as f32 tensors
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub dump: Option<PathBuf>,
+
+    /// Text encoder layer to take, counted from the end as A1111 does: 1 is the usual one, 2 the one before
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub clip_skip: Option<u32>,
+
+    /// Print what would run (parts, schedule, memory) and draw nothing
+    #[arg(long)]
+    pub explain: bool,
+}
+
+/// `scumble info`
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// Checkpoint to describe: a diffusers directory or a single .safetensors file [default: the built-in model]
+    pub model: Option<PathBuf>,
+}
+
+/// `scumble bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Only the cases whose name holds this text [default: all]
+    pub filter: Option<String>,
+
+    /// Whose sizes to take, with random weights: sd15, sd21, sdxl or a diffusers directory's configs
+    /// [default: the built-in model]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Width in pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
+    pub width: Option<u32>,
+
+    /// Height in pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
+    pub height: Option<u32>,
+
+    /// Number format on the GPU
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+
+    /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+
+    /// Runs that are timed; the median counts
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive, allow_negative_numbers = true)]
+    pub runs: u32,
+}
+
+fn side(text: &str) -> Result<u32, String> {
+    let px: u32 = text.parse().map_err(|_| format!("expected a whole number of pixels from 8 to {LARGEST_SIDE}"))?;
+    if !(8..=LARGEST_SIDE).contains(&px) {
+        return Err(format!("expected 8 to {LARGEST_SIDE} pixels"));
+    }
+    if !px.is_multiple_of(8) {
+        let below = px / 8 * 8;
+        return Err(format!("expected a multiple of 8 pixels. Try {below} or {}", below + 8));
+    }
+    Ok(px)
+}
+
+fn positive(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("expected a whole number, 1 or more".into()),
+    }
+}
+
+fn scale(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number, 0 or more".into()),
+    }
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_sampler_and_schedule() {
+        use crate::sampling::{SamplerKind, ScheduleKind};
+        assert_eq!(SAMPLERS, SamplerKind::ALL.map(SamplerKind::word).join(", "));
+        let listed: Vec<&str> = SCHEDULES.split(", ").map(|word| word.trim_end_matches(" (spacings)")).collect();
+        assert_eq!(listed, ScheduleKind::ALL.map(ScheduleKind::word));
+    }
+
+    #[test]
+    fn ranges_are_kept() {
+        assert_eq!(side("8"), Ok(8));
+        assert_eq!(side("1000"), Ok(1000));
+        assert!(side("100").unwrap_err().contains("Try 96 or 104"));
+        for bad in ["0", "4", "-8", "8.0", "", "99999999999", "65544"] {
+            assert!(side(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-1", "1.5", "", "x"] {
+            assert!(positive(bad).is_err(), "{bad}");
+        }
+        for bad in ["-0.1", "nan", "inf", "-inf", "x", "1e99"] {
+            assert!(scale(bad).is_err(), "{bad}");
+        }
+        for bad in ["-0.1", "nan", "1.1"] {
+            assert!(fraction(bad).is_err(), "{bad}");
+        }
+        assert_eq!((scale("0"), fraction("0.7")), (Ok(0.0), Ok(0.7)));
+    }
+}

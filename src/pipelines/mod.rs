@@ -1,0 +1,8 @@
+//! The spines: one file for each system, prompt to picture, and what they share.
+
+pub mod request;
+pub mod stable_diffusion;
+mod stages;
+
+pub use request::{Precision, Request, Settings};
+pub use stable_diffusion::{Event, Generation, Picture, StableDiffusion};
