@@ -75,7 +75,7 @@ pub struct Params {
     out_base: u32,
     scale: f32,
     panels: u32,
-    pad: u32,
+    flags: u32,
 }
 
 /// The operands in the order of the shaders' bindings.
@@ -127,13 +127,7 @@ impl Matrix {
     fn variant(&self, limits: &Limits) -> Variant {
         let (rows, panels) = self.tile(limits);
         let halves = 1 << u32::from(self.gated);
-        let mut constants = vec![
-            ("ACTIVATION", self.activation.code()),
-            ("BIAS", u32::from(self.bias)),
-            ("ROW_BIAS", u32::from(self.row_bias)),
-            ("RESIDUAL", u32::from(self.residual)),
-            ("HALVES", halves),
-        ];
+        let mut constants = vec![("ACTIVATION", self.activation.code()), ("HALVES", halves)];
         let [input, weight, output] = self.types;
         if limits.cpu {
             constants.extend([("ROWS", rows), ("GROUPS", panels / halves)]);
@@ -214,7 +208,7 @@ impl Matrix {
             out_base: out.base,
             scale: 1.0,
             panels: self.panels(),
-            pad: 0,
+            flags: u32::from(self.bias) + 2 * u32::from(self.row_bias) + 4 * u32::from(self.residual),
         };
         let range = |part: Span| Some((part.offset, part.size));
         Launch {
