@@ -153,7 +153,7 @@ impl Generation {
         &self.program
     }
 
-    /// The intermediates kept so far: text vectors, the latent after each step, the decoded picture.
+    /// The intermediates kept so far: text vectors, noise, the latent after each evaluation of the model, the decoded picture.
     pub fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
         self.dump.take().unwrap_or_default()
     }
@@ -237,10 +237,7 @@ impl Generation {
             denoise.condition(text, *side)?;
         }
         if let Some(dump) = &mut self.dump {
-            dump.push(("text_embeddings".to_owned(), denoise.conditioning("context")?));
-            if checkpoint.class == PipelineClass::StableDiffusionXl {
-                dump.push(("pooled_text_embeddings".to_owned(), denoise.conditioning("pooled")?));
-            }
+            dump.extend(denoise.conditioning(checkpoint.class == PipelineClass::StableDiffusionXl)?);
         }
         let bytes = denoise.bytes();
         self.denoise = Some(denoise);
@@ -254,6 +251,9 @@ impl Generation {
             Some(latents) => latents,
             None => self.draw(),
         };
+        if let Some(dump) = &mut self.dump {
+            dump.push(("noise".to_owned(), noise.clone()));
+        }
         match &self.denoise {
             Some(denoise) => denoise.start(&noise, &self.program),
             None => Ok(()),
