@@ -21,6 +21,8 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
 pub mod pixels;
+pub mod roof_copy;
+pub mod roof_fma;
 pub mod scheduler_step;
 pub mod sinusoid;
 
@@ -59,6 +61,8 @@ shaders![
     "matrix_epilogue",
     "matrix_lanes",
     "pixels",
+    "roof_copy",
+    "roof_fma",
     "scheduler_step",
     "sinusoid",
 ];
