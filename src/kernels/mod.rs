@@ -11,6 +11,7 @@ use crate::tensor::DType;
 
 pub mod attention;
 pub mod bands;
+pub mod cases;
 pub mod concat;
 pub mod conv2d;
 pub mod elementwise;
