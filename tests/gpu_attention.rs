@@ -131,8 +131,18 @@ fn lanes_f32() {
 }
 
 #[test]
+fn tile_f32() {
+    all(false, DType::F32);
+}
+
+#[test]
 fn lanes_f16() {
     all(true, DType::F16);
+}
+
+#[test]
+fn tile_f16() {
+    all(false, DType::F16);
 }
 
 #[test]

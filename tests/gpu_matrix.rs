@@ -206,13 +206,28 @@ fn lanes_f32() {
 }
 
 #[test]
+fn tile_f32() {
+    all(false, [DType::F32; 3]);
+}
+
+#[test]
 fn lanes_f16() {
     all(true, [DType::F16; 3]);
 }
 
 #[test]
+fn tile_f16() {
+    all(false, [DType::F16; 3]);
+}
+
+#[test]
 fn lanes_mixed() {
     all(true, [DType::F16, DType::F16, DType::F32]);
+}
+
+#[test]
+fn tile_mixed() {
+    all(false, [DType::F16, DType::F16, DType::F32]);
 }
 
 #[test]

@@ -74,6 +74,28 @@ impl Attention {
         }
     }
 
+    /// Queries of one workgroup.
+    fn tile(&self, limits: &Limits) -> u32 {
+        if limits.cpu { 8 * self.lanes().0 } else { 16 * self.rows() }
+    }
+
+    /// Queries of an invocation of `attention_tile`, which keeps a part of their outputs in registers.
+    fn rows(&self) -> u32 {
+        if self.width <= 160 { 4 } else { 1 }
+    }
+
+    fn variant(&self, limits: &Limits) -> Variant {
+        let vectors = self.width / 4;
+        if limits.cpu {
+            let (queries, keys) = self.lanes();
+            let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
+            let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
+            return Variant { stem: "attention_lanes", constants, types: vec![("Out", self.dtype)] };
+        }
+        let constants = vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())];
+        Variant { stem: "attention_tile", constants, types: vec![("In", self.dtype), ("Out", self.dtype)] }
+    }
+
     fn spans(&self, begin: u64, end: u64, limits: &Limits) -> [Span; 3] {
         let vector = vector_bytes(self.dtype);
         let part = |rows: u32, width: u32| {
@@ -148,18 +170,14 @@ impl Attention {
 pub fn call(config: &Attention, limits: &Limits) -> Option<Call> {
     let aligned = config.width.is_multiple_of(4) && config.offsets.iter().all(|offset| offset.is_multiple_of(4));
     assert!(aligned, "attention needs head widths and offsets that are multiples of four: {config:?}");
-    let (queries, keys) = config.lanes();
-    let tile = 8 * queries;
+    let tile = config.tile(limits);
     let limit = u64::from(limits.workgroups);
     let bands = bands::split(u64::from(config.batch), |begin, end| {
         config.spans(begin, end, limits).iter().all(|part| part.size <= limits.binding)
             && (end - begin) * u64::from(config.heads) <= limit
             && u64::from(config.queries.div_ceil(tile)) <= limit
     })?;
-    let vectors = config.width / 4;
-    let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
-    let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
-    let variant = Variant { stem: "attention_lanes", constants, types: vec![("Out", config.dtype)] };
+    let variant = config.variant(limits);
     let launches = bands.into_iter().map(|(begin, end)| config.launch(begin, end, tile, limits)).collect();
     let rows = u64::from(config.batch) * (2 * u64::from(config.queries) + 2 * u64::from(config.keys));
     let bytes = rows * u64::from(config.heads * config.width / 4) * vector_bytes(config.dtype);

@@ -11,6 +11,7 @@ use crate::tensor::DType;
 
 pub mod attention;
 pub mod bands;
+pub mod cases;
 pub mod concat;
 pub mod conv2d;
 pub mod elementwise;
@@ -50,6 +51,7 @@ macro_rules! shaders {
 
 shaders![
     "attention_lanes",
+    "attention_tile",
     "concat",
     "elementwise",
     "embed",
@@ -60,6 +62,7 @@ shaders![
     "layer_norm",
     "matrix_epilogue",
     "matrix_lanes",
+    "matrix_tile",
     "pixels",
     "roof_copy",
     "roof_fma",
