@@ -101,8 +101,10 @@ fn pack_matrix(
     let together = (PIECE_BYTES / panel_bytes.max(1)).clamp(1, 64);
     for group in matrix.rows.chunks(PANEL * together) {
         let panels: Vec<&[RowSource]> = group.chunks(PANEL).collect();
-        let packed: Result<Vec<Vec<u8>>> =
-            panels.par_iter().map(|panel| pack_panel(&mut Rows { source, keys, buffer: Vec::new() }, panel, matrix)).collect();
+        let packed: Result<Vec<Vec<u8>>> = panels
+            .par_iter()
+            .map(|panel| pack_panel(&mut Rows { source, keys, buffer: Vec::new() }, panel, matrix))
+            .collect();
         packed?.iter().try_for_each(|bytes| sink(bytes))?;
     }
     Ok(())
