@@ -1,4 +1,8 @@
-// What the matrix kernels do to a sum before they store it; prepended to each of them.
+// act(v): none, SiLU (arXiv:1702.03118), GELU with erf or quick GELU (arXiv:1606.08415); what the matrix kernels do to a sum.
+// Shapes: one vector of four in, one out.
+// Grid: none of its own; this text is prepended to each matrix kernel.
+// Host: ACTIVATION is Activation::code.
+// Numbers: f32; erf to 1.5e-7 absolute; the exponent is bounded, so nothing overflows.
 
 // 1 - (a1 t + .. + a5 t^5) exp(-x^2), t = 1 / (1 + p x): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
 fn erf4(v: vec4<f32>) -> vec4<f32> {
