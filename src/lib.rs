@@ -1,5 +1,6 @@
 //! scumble turns text into pictures with hand-written WGSL compute kernels.
 
+pub mod bench;
 pub mod cli;
 pub mod error;
 pub mod gpu;

@@ -49,7 +49,7 @@ pub enum Command {
 /// Arithmetic and storage on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// f16 where the adapter has it, else f32
+    /// f16 on a GPU, f32 on a software driver
     Auto,
     /// Single precision all through
     F32,
@@ -146,20 +146,38 @@ pub struct GenerateArgs {
 /// `scumble info`
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// Checkpoint to describe: a diffusers directory or a single .safetensors file [default: the built-in model]
+    /// Checkpoint to describe: a diffusers directory, a single .safetensors file, or `emoji`, the built-in model
+    /// [default: none, the adapters are shown]
     pub model: Option<PathBuf>,
+
+    /// Width in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
+    pub width: Option<u32>,
+
+    /// Height in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
+    pub height: Option<u32>,
+}
+
+/// What `scumble bench` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchWhat {
+    /// The kernels' cases, each compared with its f64 reference first
+    Kernels,
+    /// One UNet step and one VAE decode with random weights
+    Step,
 }
 
 /// `scumble bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Only the cases whose name holds this text [default: all]
-    pub filter: Option<String>,
+    /// What to time [default: both]
+    pub what: Option<BenchWhat>,
 
-    /// Whose sizes to take, with random weights: sd15, sd21, sdxl or a diffusers directory's configs
-    /// [default: the built-in model]
-    #[arg(short, long, value_name = "MODEL")]
-    pub model: Option<String>,
+    /// Whose sizes to take, with random weights: emoji, sd15, sd21, sdxl, a directory with a diffusers model's configs, or
+    /// a .safetensors file
+    #[arg(short, long, value_name = "MODEL", default_value = "emoji")]
+    pub model: String,
 
     /// Width in pixels, a multiple of 8 [default: the model's own]
     #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
@@ -172,6 +190,14 @@ pub struct BenchArgs {
     /// Number format on the GPU
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
+
+    /// Only the kernels whose name starts so, for instance conv2d [default: all]
+    #[arg(long, value_name = "STEM")]
+    pub filter: Option<String>,
+
+    /// Also write the figures to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]

@@ -1,8 +1,10 @@
 //! The program `scumble`: command line, progress, files. Exit codes: 0 done, 1 failed, 2 the command cannot be meant so.
 
 pub mod args;
+pub mod bench;
 pub mod files;
 pub mod generate;
+pub mod info;
 pub mod infotext;
 pub mod latents;
 pub mod model_hash;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::{Error, ErrorKind, Result};
-use args::{BenchArgs, Cli, Command, InfoArgs, LogArgs};
+use args::{Cli, Command, LogArgs};
 
 /// Runs the program on its own arguments; an error is printed once, on stderr, as `error: ...`.
 pub fn main() -> ExitCode {
@@ -43,17 +45,9 @@ pub fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
-        Command::Info(args) => info(args),
-        Command::Bench(args) => bench(args),
+        Command::Info(args) => info::run(args),
+        Command::Bench(args) => bench::run(args),
     }
-}
-
-fn info(_args: &InfoArgs) -> Result<()> {
-    Err(Error::new("info is not joined to the engine yet"))
-}
-
-fn bench(_args: &BenchArgs) -> Result<()> {
-    Err(Error::new("bench is not joined to the engine yet"))
 }
 
 fn start_log(args: &LogArgs) -> Result<()> {

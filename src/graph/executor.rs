@@ -37,6 +37,7 @@ pub struct Executor {
     gpu: Arc<Gpu>,
     launches: Vec<CompiledLaunch>,
     labels: Vec<String>,
+    activations: Vec<wgpu::Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
 }
@@ -83,7 +84,14 @@ impl Executor {
         gpu.check()?;
         let bytes = plan.bytes() + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, named, bytes })
+        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes })
+    }
+
+    /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
+    pub fn poison(&self) {
+        for buffer in &self.activations {
+            self.gpu.queue.write_buffer(buffer, 0, &vec![0xFF; buffer.size() as usize]);
+        }
     }
 
     /// Bytes on the GPU: weights and activations.

@@ -11,6 +11,7 @@ use crate::tensor::DType;
 
 pub mod attention;
 pub mod bands;
+pub mod cases;
 pub mod concat;
 pub mod conv2d;
 pub mod elementwise;
@@ -21,6 +22,8 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
 pub mod pixels;
+pub mod roof_copy;
+pub mod roof_fma;
 pub mod scheduler_step;
 pub mod sinusoid;
 
@@ -61,6 +64,8 @@ shaders![
     "matrix_lanes",
     "matrix_tile",
     "pixels",
+    "roof_copy",
+    "roof_fma",
     "scheduler_step",
     "sinusoid",
 ];

@@ -47,10 +47,13 @@ pub enum Event {
     Decoded(Picture),
 }
 
+/// The encoded prompts, the negative one first.
+type Prompts = Vec<(Side, TextVectors)>;
+
 enum Phase {
     LoadText,
     Encode(Box<TextStage>),
-    LoadDenoiser(Vec<(Side, TextVectors)>),
+    LoadDenoiser(Prompts),
     Start,
     Step(usize),
     Finish,
@@ -212,7 +215,7 @@ impl Generation {
     }
 
     /// Prompts -> text vectors, the negative one's first; and what was cut off the prompts.
-    fn encode(&mut self, text: &TextStage) -> Result<(Vec<(Side, TextVectors)>, Vec<String>)> {
+    fn encode(&mut self, text: &TextStage) -> Result<(Prompts, Vec<String>)> {
         let mut vectors = Vec::new();
         let mut cut = Vec::new();
         let zeros = self.model.checkpoint.class == PipelineClass::StableDiffusionXl

@@ -19,7 +19,7 @@ use crate::weights::checkpoint::{Checkpoint, PipelineClass, TokenizerFiles};
 use crate::weights::{Claims, Source, Weights, pack};
 
 /// Compiles `graph` and fills its weights from the parts in order.
-fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {
+pub(super) fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {
     Executor::new(gpu, graph, |spec, sink| pack::pack(spec, parts.get(spec.part).copied(), sink))
 }
 

@@ -63,7 +63,7 @@ impl<'a> Weights<'a> {
     pub fn claim(&self, shapes: &[&[u32]]) -> String {
         let Root { source, claims, .. } = self.root;
         claims.used.borrow_mut().insert(self.path.clone());
-        let fault = match source.info(&self.path) {
+        let fault = match source.info_among(&self.path, shapes) {
             None => Some(missing_key_error(&source.describe(), &self.path, &source.names())),
             Some(info) => {
                 let fits =

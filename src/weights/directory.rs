@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::checkpoint::{Checkpoint, Part, PipelineClass, TextEncoderPart, TokenizerFiles};
 use super::file_source::{Change, FileSource};
 use super::files::{Files, listing};
-use super::keys;
+use super::{RandomSource, Source, keys};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
@@ -21,11 +21,21 @@ struct Index<'a> {
     files: &'a Files,
     parts: Map<String, Value>,
     place: String,
+    /// Weights are drawn from this seed instead of being read; tokenizers are not looked for.
+    seed: Option<u64>,
 }
 
 /// Opens the checkpoint whose files are `files`.
 pub(super) fn open(files: &Files, name: String) -> Result<Checkpoint> {
-    let index = read_index(files)?;
+    open_index(&read_index(files)?, name)
+}
+
+/// Opens the configs among `files` with random weights and CLIP's vocabulary.
+pub(super) fn open_random(files: &Files, name: String, seed: u64) -> Result<Checkpoint> {
+    open_index(&Index { seed: Some(seed), ..read_index(files)? }, name)
+}
+
+fn open_index(index: &Index<'_>, name: String) -> Result<Checkpoint> {
     let class = index.pipeline_class()?;
     index.refuse_unknown_parts(class)?;
     if index.flag("requires_aesthetics_score", false)? {
@@ -43,11 +53,11 @@ pub(super) fn open(files: &Files, name: String) -> Result<Checkpoint> {
     };
     let unet = Part {
         config: UnetConfig::from_json(&unet_config, &unet_place)?,
-        weights: Box::new(index.source("unet", DIFFUSERS_STEM, keys::unet)?),
+        weights: index.source("unet", DIFFUSERS_STEM, keys::unet)?,
     };
     let encoder: HashSet<String> = vae_config.encoder_names().into_iter().collect();
     let decoder = |stored: &str| keys::vae(stored).filter(|(name, _)| !encoder.contains(name));
-    let vae = Part { weights: Box::new(index.source("vae", DIFFUSERS_STEM, decoder)?), config: vae_config };
+    let vae = Part { weights: index.source("vae", DIFFUSERS_STEM, decoder)?, config: vae_config };
     let checkpoint = Checkpoint {
         name,
         class,
@@ -59,7 +69,7 @@ pub(super) fn open(files: &Files, name: String) -> Result<Checkpoint> {
             .flag("force_zeros_for_empty_prompt", class == PipelineClass::StableDiffusionXl)?,
         requires_aesthetics_score: false,
         recommended: None,
-        files: files.weights("unet", DIFFUSERS_STEM)?,
+        files: if index.seed.is_some() { Vec::new() } else { index.files.weights("unet", DIFFUSERS_STEM)? },
     };
     checkpoint.check_fit(&index.place)
 }
@@ -71,7 +81,7 @@ fn read_index(files: &Files) -> Result<Index<'_>> {
     if names.iter().any(|name| name == NAME) {
         let place = files.place(NAME);
         return match files.json(NAME)? {
-            Value::Object(parts) => Ok(Index { files, parts, place }),
+            Value::Object(parts) => Ok(Index { files, parts, place, seed: None }),
             _ => Err(Error::new("broken file").at(place).expected("a JSON object")),
         };
     }
@@ -175,14 +185,22 @@ impl Index<'_> {
     }
 
     /// A part's tensors.
-    fn source(&self, part: &str, stem: &str, map: impl Fn(&str) -> Option<(String, Change)>) -> Result<FileSource> {
+    fn source(
+        &self,
+        part: &str,
+        stem: &str,
+        map: impl Fn(&str) -> Option<(String, Change)>,
+    ) -> Result<Box<dyn Source>> {
+        if let Some(seed) = self.seed {
+            return Ok(Box::new(RandomSource::on_demand(seed)));
+        }
         let files = self.files.weights(part, stem)?;
         let place = if files.len() == 1 { files[0].place().to_string() } else { self.files.place(part) };
         let mut source = FileSource::new(place);
         for file in &files {
             source.add_all(file, &map)?;
         }
-        Ok(source)
+        Ok(Box::new(source))
     }
 
     /// The text encoder and tokenizer with this suffix ("" or "_2").
@@ -193,7 +211,7 @@ impl Index<'_> {
         let path = format!("{part}/config.json");
         Ok(TextEncoderPart {
             config: ClipConfig::from_json(&self.files.json(&path)?, projects, &self.files.place(&path))?,
-            weights: Box::new(self.source(&part, TRANSFORMERS_STEM, |stored| keys::text_encoder(stored, projects))?),
+            weights: self.source(&part, TRANSFORMERS_STEM, |stored| keys::text_encoder(stored, projects))?,
             tokenizer: self.tokenizer(&format!("tokenizer{suffix}"))?,
         })
     }
@@ -207,6 +225,9 @@ impl Index<'_> {
             "special_tokens_map.json",
             "added_tokens.json",
         ];
+        if self.seed.is_some() {
+            return Ok(TokenizerFiles::Clip { pad_token: "<|endoftext|>" });
+        }
         self.check_part(part, &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         let names = self.files.list(part);
         let has = |name: &str| names.iter().any(|n| n == name);

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod original_config;
 pub mod original_keys;
 pub mod pack;
+pub mod published;
 pub mod random;
 pub mod safetensors_file;
 mod safetensors_header;
@@ -54,6 +55,12 @@ impl TensorInfo {
 pub trait Source: Send + Sync {
     /// Type and shape of `name`, `None` if there is no such tensor of a floating-point type.
     fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// As [`Source::info`] for a model that takes any of `shapes`; only a source that makes its tensors up looks at them.
+    fn info_among(&self, name: &str, shapes: &[&[u32]]) -> Option<TensorInfo> {
+        let _ = shapes;
+        self.info(name)
+    }
 
     /// Rows `rows` of the tensor seen as `[shape[0], rest]`, converted to f32, written to `out` (cleared first).
     ///

@@ -2,34 +2,57 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::{Source, TensorInfo, missing_key_error, rows_error};
 use crate::error::Result;
+use crate::tensor::DType;
 
 /// Random weights of given names and shapes; every row depends only on (seed, name, row).
 ///
 /// Matrices and convolutions are normal with deviation `1/sqrt(fan_in)`, so that activations keep their scale; a 1-D
 /// `weight` (a norm's) lies around 1, every other 1-D tensor around 0.
 pub struct RandomSource {
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: RwLock<BTreeMap<String, TensorInfo>>,
     seed: u64,
+    open: bool,
 }
 
 impl RandomSource {
     /// Joins names and their types and shapes with a seed.
     pub fn new(seed: u64, tensors: impl IntoIterator<Item = (String, TensorInfo)>) -> Self {
-        Self { tensors: tensors.into_iter().collect(), seed }
+        Self { tensors: RwLock::new(tensors.into_iter().collect()), seed, open: false }
+    }
+
+    /// A source that has whatever a model asks for, in the first shape that the model takes.
+    pub fn on_demand(seed: u64) -> Self {
+        Self { open: true, ..Self::new(seed, []) }
+    }
+
+    fn tensors(&self) -> RwLockReadGuard<'_, BTreeMap<String, TensorInfo>> {
+        self.tensors.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Source for RandomSource {
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.tensors.get(name).cloned()
+        self.tensors().get(name).cloned()
+    }
+
+    fn info_among(&self, name: &str, shapes: &[&[u32]]) -> Option<TensorInfo> {
+        if self.open
+            && let Some(shape) = shapes.first()
+        {
+            let info = TensorInfo { dtype: DType::F32, shape: shape.iter().map(|axis| *axis as usize).collect() };
+            let mut tensors = self.tensors.write().unwrap_or_else(PoisonError::into_inner);
+            return Some(tensors.entry(name.to_owned()).or_insert(info).clone());
+        }
+        self.info(name)
     }
 
     fn rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        let info = self.tensors.get(name).ok_or_else(|| missing_key_error(&self.describe(), name, &self.names()))?;
+        let info = self.info(name).ok_or_else(|| missing_key_error(&self.describe(), name, &self.names()))?;
         let [count, length] = info.matrix();
         if rows.start > rows.end || rows.end > count {
             return Err(rows_error(&self.describe(), name, &rows, count));
@@ -49,7 +72,7 @@ impl Source for RandomSource {
     }
 
     fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        self.tensors().keys().cloned().collect()
     }
 
     fn describe(&self) -> String {
@@ -81,7 +104,6 @@ fn normal(state: &mut u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::DType;
 
     fn source(seed: u64) -> RandomSource {
         let tensor =
@@ -105,6 +127,15 @@ mod tests {
         assert_eq!(part, all[17 * 288..19 * 288]);
         assert_ne!(all, rows(&source(6), "conv.weight", 0..64));
         assert_ne!(all[..288], all[288..576]);
+    }
+
+    #[test]
+    fn on_demand_gives_what_is_asked_for() {
+        let source = RandomSource::on_demand(5);
+        assert!(source.info("conv.weight").is_none());
+        assert_eq!(source.info_among("conv.weight", &[&[64, 32, 3, 3], &[64, 288]]).unwrap().shape, [64, 32, 3, 3]);
+        assert_eq!(source.names(), ["conv.weight"]);
+        assert_eq!(rows(&source, "conv.weight", 3..5), rows(&self::source(5), "conv.weight", 3..5));
     }
 
     #[test]

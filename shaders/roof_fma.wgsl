@@ -1,0 +1,42 @@
+// y = f applied `rounds` times to x, f(v) = v * 0.75 + 0.25: how fast this adapter multiplies and adds, the other roof (Williams et al. 2009).
+// Shapes: x, y [count] vectors of four f32.
+// Grid: one invocation a vector, which carries CHAINS independent chains in registers; workgroups of 64 fold from x into y.
+// Host: params.count bounds the vectors; x and y hold at least as many; x is small, so that the chains stay near 1.
+// Numbers: f32; f draws towards its fixed point 1, so errors do not grow; chain k starts at x + k / 8, and y is the chains' mean.
+
+struct Params {
+    count: u32,
+    rounds: u32,
+    pad0: u32,
+    pad1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // [count]
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;  // [count]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = (group.y * groups.x + group.x) * 64u + lane;
+    if (i >= params.count) {
+        return;
+    }
+    var chains: array<vec4<f32>, CHAINS>;
+    for (var k = 0u; k < CHAINS; k++) {
+        chains[k] = x[i] + f32(k) / 8.0;
+    }
+    for (var round = 0u; round < params.rounds; round++) {
+        for (var k = 0u; k < CHAINS; k++) {
+            chains[k] = fma(chains[k], vec4<f32>(0.75), vec4<f32>(0.25));
+        }
+    }
+    var sum = vec4<f32>();
+    for (var k = 0u; k < CHAINS; k++) {
+        sum += chains[k];
+    }
+    y[i] = sum / f32(CHAINS);
+}

@@ -1,0 +1,147 @@
+//! A kernel's case as a graph of its own, run and judged on an adapter: what the kernel tests and the bench share.
+
+use std::sync::Arc;
+
+use super::executor::Executor;
+use super::{Graph, Operand, Shape, Value};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernels::Limits;
+use crate::kernels::cases::{Case, Expected, Tensor, Work, compare};
+
+/// Rows behind every judged tensor that no kernel may touch.
+const CANARY_ROWS: u32 = 5;
+
+/// A case on a device: poison, run, judge.
+#[derive(Debug)]
+pub struct Trial<'a> {
+    case: &'a Case,
+    work: Work,
+    executor: Executor,
+}
+
+/// The graph of a case's work: every given tensor an input, every judged one an output with rows to spare.
+///
+/// A judged tensor that a single dispatch writes is bound whole, so that writing past its rows is seen.
+pub fn graph(case: &Case, work: &Work, limits: &Limits) -> Graph {
+    let mut g = Graph::new(case.dtype, *limits);
+    let results: Vec<_> = work.results().iter().map(|tensor| tensor.name).collect();
+    let judged = |index: usize| results.contains(&work.tensors[index].name);
+    let shape = |index: usize| {
+        let tensor = &work.tensors[index];
+        Shape::tokens(1, tensor.rows + if judged(index) { CANARY_ROWS } else { 0 }, tensor.channels)
+    };
+    let mut values: Vec<Option<Value>> = Vec::new();
+    for (index, tensor) in work.tensors.iter().enumerate() {
+        values.push(tensor.bytes.is_some().then(|| g.input(tensor.name, shape(index), tensor.dtype)));
+    }
+    for step in &work.steps {
+        let mut call = step.call.clone();
+        if let [launch] = call.launches.as_mut_slice() {
+            let writes = launch.ranges.iter_mut().skip(step.reads.len());
+            writes.zip(&step.writes).filter(|(_, index)| judged(**index)).for_each(|(range, _)| *range = None);
+        }
+        let read = |index: &usize| values[*index].map(Operand::Value);
+        let reads: Vec<Operand> = step.reads.iter().filter_map(read).collect();
+        assert_eq!(reads.len(), step.reads.len(), "{}: a call reads what nothing has made", case.name);
+        let outputs: Vec<_> = step.writes.iter().map(|index| (shape(*index), work.tensors[*index].dtype)).collect();
+        let made = g.push_many(&case.name, call, reads, &outputs);
+        step.writes.iter().zip(made).for_each(|(index, value)| values[*index] = Some(value));
+    }
+    for (index, value) in values.iter().enumerate().filter(|(index, _)| judged(*index)) {
+        if let Some(value) = value {
+            g.output(work.tensors[index].name, *value);
+        }
+    }
+    g
+}
+
+impl<'a> Trial<'a> {
+    /// Compiles and allocates `case` for `limits`, which may be tighter than the adapter's; `None` when a row of a
+    /// tensor is larger than their binding.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn new(gpu: &Arc<Gpu>, case: &'a Case, limits: &Limits) -> Result<Option<Self>> {
+        let Some(work) = case.work(limits) else { return Ok(None) };
+        let executor = Executor::new(gpu, &graph(case, &work, limits), |_, _| Ok(()))?;
+        Ok(Some(Self { case, work, executor }))
+    }
+
+    /// Fills every buffer with NaN, then the inputs with their numbers.
+    ///
+    /// # Errors
+    /// When an input is unknown, which is a fault of the case.
+    pub fn prepare(&self) -> Result<()> {
+        self.executor.poison();
+        for tensor in &self.work.tensors {
+            if let Some(bytes) = &tensor.bytes {
+                self.executor.write_bytes(tensor.name, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits one run without waiting for it.
+    pub fn run(&self) {
+        self.executor.run();
+    }
+
+    /// Dispatches of one run.
+    pub fn dispatches(&self) -> usize {
+        self.work.steps.iter().map(|step| step.call.launches.len()).sum()
+    }
+
+    /// The stored bytes of every judged tensor, without the rows behind it. Blocks.
+    ///
+    /// # Errors
+    /// When reading back fails, or a row behind a tensor is no longer as it was poisoned.
+    pub fn results(&self) -> Result<Vec<Vec<u8>>> {
+        let read = |tensor: &Tensor| {
+            let size = tensor.size();
+            let spare = size / tensor.rows as usize * CANARY_ROWS as usize;
+            let mut bytes = self.executor.read_bytes(tensor.name, (size + spare) as u64)?;
+            match bytes.split_off(size).iter().position(|byte| *byte != 0xFF) {
+                None => Ok(bytes),
+                Some(byte) => Err(Error::new("a kernel wrote behind its tensor")
+                    .at(format!("{}: {}", self.case.name, tensor.name))
+                    .found(format!("byte {byte} behind it changed"))),
+            }
+        };
+        self.work.results().into_iter().map(read).collect()
+    }
+
+    /// Compares what a run made with what the case expects. Blocks.
+    ///
+    /// # Errors
+    /// A number outside its tolerance, padding that is not zero, a write behind a tensor, or a failed device.
+    pub fn judge(&self) -> Result<()> {
+        let bytes = self.results()?;
+        let results = self.work.results();
+        assert_eq!(results.len(), self.case.expected().len(), "{}: not all results are judged", self.case.name);
+        let results = results.into_iter().zip(&bytes).zip(self.case.expected());
+        results.into_iter().try_for_each(|((tensor, bytes), expected)| self.judge_tensor(tensor, bytes, expected))
+    }
+
+    fn judge_tensor(&self, tensor: &Tensor, bytes: &[u8], expected: &Expected) -> Result<()> {
+        assert_eq!(tensor.name, expected.name, "{}: results in another order than expected", self.case.name);
+        let place = format!("{}: {}", self.case.name, expected.name);
+        if expected.packed {
+            let got: Vec<f64> = bytes.iter().map(|byte| f64::from(*byte)).collect();
+            return compare(&place, &got, &expected.values, &expected.tolerances);
+        }
+        let channels = tensor.channels as usize;
+        let stored = Tensor::decode(tensor.dtype, bytes);
+        let mut got = Vec::with_capacity(expected.values.len());
+        for (index, row) in stored.chunks_exact(channels.next_multiple_of(4)).enumerate() {
+            got.extend_from_slice(&row[..channels]);
+            if let Some(value) = row[channels..].iter().find(|value| **value != 0.0) {
+                return Err(Error::new("padding is not zero")
+                    .at(format!("{place}, row {index}"))
+                    .expected("zeros behind the channels")
+                    .found(value));
+            }
+        }
+        compare(&place, &got, &expected.values, &expected.tolerances)
+    }
+}

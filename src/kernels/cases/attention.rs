@@ -1,0 +1,120 @@
+//! Cases of `attention`.
+
+use super::super::Limits;
+use super::super::attention::{Attention, call};
+use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
+use crate::tensor::DType;
+
+/// A score of D terms errs by a random walk of eps, and exp2 by as much again; weights are shares of at most 1. What a
+/// score is off by, every weight is off by relatively, above and below the fraction.
+const K: f64 = 16.0;
+
+/// An attention and the size of its queries.
+struct Heads {
+    config: Attention,
+    /// Queries, keys and values are parts of one tensor.
+    fused: bool,
+    /// Queries reach this far, so that a large value makes sharp weights.
+    spread: f64,
+}
+
+impl Heads {
+    fn numbers(&self) -> (Vec<f64>, Vec<f64>) {
+        let Attention { batch, queries, keys, query_channels, key_channels, dtype, .. } = self.config;
+        let kv = numbers("kv", (batch * keys * key_channels) as usize, dtype, 0.3, 1.2);
+        if self.fused {
+            return (kv.clone(), kv);
+        }
+        (numbers("q", (batch * queries * query_channels) as usize, dtype, 0.1, self.spread), kv)
+    }
+
+    /// Per output, the largest sum of |terms| of its row's scores times the largest |value|.
+    fn magnitudes(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
+        let Attention { batch, queries, keys, heads, width, offsets, .. } = self.config;
+        let [queries, keys, heads, width] = [queries, keys, heads, width].map(|count| count as usize);
+        let [q_offset, k_offset, v_offset] = offsets.map(|offset| offset as usize);
+        let (q_row, kv_row) = (self.config.query_channels as usize, self.config.key_channels as usize);
+        let mut magnitudes = Vec::new();
+        for row in 0..batch as usize * queries {
+            for head in 0..heads {
+                let wanted = absolute(&q[row * q_row + q_offset + head * width..][..width]);
+                let (mut score, mut value) = (0f64, 0f64);
+                for key in row / queries * keys..(row / queries + 1) * keys {
+                    let part = |offset: usize| &kv[key * kv_row + offset + head * width..][..width];
+                    let sum: f64 = wanted.iter().zip(part(k_offset)).map(|(a, b)| a * b.abs()).sum();
+                    score = score.max(sum * f64::from(self.config.scale));
+                    value = part(v_offset).iter().fold(value, |most, v| most.max(v.abs()));
+                }
+                magnitudes.extend(std::iter::repeat_n((score + 4.0) * value, width));
+            }
+        }
+        magnitudes
+    }
+}
+
+impl Kernel for Heads {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        let Attention { batch, queries, heads, width, query_channels, key_channels, dtype, .. } = self.config;
+        let (q, kv) = self.numbers();
+        let mut tensors = vec![Tensor::given("kv", key_channels, dtype, &kv)];
+        if !self.fused {
+            tensors.push(Tensor::given("q", query_channels, dtype, &q));
+        }
+        tensors.push(Tensor::made("out", batch * queries, heads * width, dtype));
+        let reads = vec![tensors.len() - 2, 0];
+        let writes = vec![tensors.len() - 1];
+        Some(Work { tensors, steps: vec![Step { call: call(&self.config, limits)?, reads, writes }] })
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let (q, kv) = self.numbers();
+        let values = self.config.reference(&q, &kv);
+        let tolerances = self.magnitudes(&q, &kv).iter().map(|magnitude| K * EPS * magnitude).collect();
+        vec![Expected::new("out", self.config.dtype, values, tolerances)]
+    }
+}
+
+pub(super) fn cases(dtype: DType) -> Vec<Case> {
+    let own = |batch: u32, tokens: u32, heads: u32, width: u32| Heads {
+        config: Attention {
+            batch,
+            queries: tokens,
+            keys: tokens,
+            heads,
+            width,
+            scale: 1.0 / (width as f32).sqrt(),
+            causal: false,
+            query_channels: 3 * heads * width,
+            key_channels: 3 * heads * width,
+            offsets: [0, heads * width, 2 * heads * width],
+            dtype,
+        },
+        fused: true,
+        spread: 1.2,
+    };
+    let causal = |heads: Heads| Heads { config: Attention { causal: true, ..heads.config }, ..heads };
+    let cross = |batch: u32, queries: u32, keys: u32, heads: u32, width: u32| {
+        let inner = heads * width;
+        let config = own(batch, queries, heads, width).config;
+        let offsets = [0, 0, inner];
+        let config = Attention { keys, query_channels: inner, key_channels: 2 * inner, offsets, ..config };
+        Heads { config, fused: false, spread: 1.2 }
+    };
+    let all = [
+        ("self of SD, width 40", own(2, 96, 2, 40)),
+        ("cross of SD, width 80", cross(2, 48, 77, 2, 80)),
+        ("mid block of SD, width 160", cross(2, 20, 77, 2, 160)),
+        ("self of SDXL, width 64", own(1, 80, 3, 64)),
+        ("text tower of CLIP", causal(own(1, 77, 3, 64))),
+        ("VAE, width 512", own(1, 70, 1, 512)),
+        ("one query, one key", cross(1, 1, 1, 1, 4)),
+        ("keys of two tiles and three more", cross(1, 3, 131, 5, 12)),
+        ("more queries than keys", cross(3, 17, 9, 2, 20)),
+        ("width 128, queries of a tile and one more", cross(1, 65, 33, 1, 128)),
+        ("width 24, causal, odd tokens", causal(own(2, 37, 2, 24))),
+        ("width 8, causal, few tokens", causal(own(1, 5, 1, 8))),
+        ("width 148", own(1, 9, 1, 148)),
+        ("sharp", Heads { spread: 40.0, ..cross(1, 19, 40, 2, 16) }),
+    ];
+    all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
+}

@@ -1,0 +1,148 @@
+//! Cases of `group_norm` and `layer_norm`.
+
+use super::super::Limits;
+use super::super::group_norm::{self, GroupNorm};
+use super::super::layer_norm::{self, LayerNorm};
+use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, numbers};
+use crate::tensor::DType;
+
+/// Means and squares are summed in short runs about a number near the mean (GroupNorm) or the mean itself (LayerNorm),
+/// then in a tree: a few eps of (|x| + |mean|) over the deviation, which is what a large mean costs even when stored.
+const K: f64 = 16.0;
+
+/// A norm over numbers of this mean and spread.
+struct Normed<C> {
+    config: C,
+    mean: f64,
+    spread: f64,
+}
+
+impl<C> Normed<C> {
+    /// x, weight around 1 and bias around 0, of no symmetry.
+    fn numbers(&self, rows: u32, channels: u32, dtype: DType) -> [Vec<f64>; 3] {
+        let width = channels as usize;
+        [
+            numbers("x", rows as usize * width, dtype, self.mean, self.spread),
+            numbers("weight", width, DType::F32, 1.1, 0.6),
+            numbers("bias", width, DType::F32, -0.2, 0.5),
+        ]
+    }
+}
+
+fn tensors([x, weight, bias]: &[Vec<f64>; 3], channels: u32, dtype: DType) -> Vec<Tensor> {
+    vec![
+        Tensor::given("x", channels, dtype, x),
+        Tensor::given("weight", channels, DType::F32, weight),
+        Tensor::given("bias", channels, DType::F32, bias),
+    ]
+}
+
+/// K eps of (|x| + |mean|) / deviation * |weight| + |bias|, given the reference's result as a function of x.
+fn tolerances(x: &[f64], y: &[f64], weight: &[f64], bias: &[f64], statistics: &[(f64, f64)]) -> Vec<f64> {
+    let channels = weight.len();
+    let terms = |i: usize| {
+        let (mean, scale) = statistics[i];
+        (x[i].abs() + mean.abs()) * scale * weight[i % channels].abs() + bias[i % channels].abs() + y[i].abs()
+    };
+    (0..x.len()).map(|i| K * EPS * terms(i)).collect()
+}
+
+impl Kernel for Normed<GroupNorm> {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        let GroupNorm { batch, positions, channels, dtype, .. } = self.config;
+        let mut tensors = tensors(&self.numbers(batch * positions, channels, dtype), channels, dtype);
+        let chunks = self.config.chunks();
+        tensors.push(Tensor::made("partials", batch * chunks * 2, channels, DType::F32));
+        tensors.push(Tensor::made("norm", batch * 2, channels, DType::F32));
+        tensors.push(Tensor::made("y", batch * positions, channels, dtype));
+        let steps = vec![
+            Step { call: group_norm::stats(&self.config, limits)?, reads: vec![0], writes: vec![3] },
+            Step { call: group_norm::combine(&self.config), reads: vec![3, 1], writes: vec![4] },
+            Step { call: group_norm::apply(&self.config, limits)?, reads: vec![0, 4, 2], writes: vec![5] },
+        ];
+        Some(Work { tensors, steps })
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let GroupNorm { batch, positions, channels, groups, eps, dtype, .. } = self.config;
+        let [x, weight, bias] = self.numbers(batch * positions, channels, dtype);
+        let y = group_norm::reference(&self.config, &x, &weight, &bias);
+        let (plane, width) = ((positions * channels) as usize, channels as usize);
+        let group_of = |i: usize| i / plane * groups as usize + i % width / (width / groups as usize);
+        let mut parts = vec![Vec::new(); (batch * groups) as usize];
+        x.iter().enumerate().for_each(|(i, value)| parts[group_of(i)].push(*value));
+        let statistics: Vec<_> = parts.iter().map(|part| mean_and_scale(part, eps)).collect();
+        let statistics: Vec<_> = (0..x.len()).map(|i| statistics[group_of(i)]).collect();
+        let tolerances = tolerances(&x, &y, &weight, &bias, &statistics);
+        vec![Expected::new("y", dtype, y, tolerances)]
+    }
+}
+
+impl Kernel for Normed<LayerNorm> {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        let LayerNorm { rows, channels, dtype, .. } = self.config;
+        let mut tensors = tensors(&self.numbers(rows, channels, dtype), channels, dtype);
+        tensors.push(Tensor::made("y", rows, channels, dtype));
+        Some(Work::of(layer_norm::call(&self.config, limits), tensors, 1))
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let LayerNorm { rows, channels, eps, dtype } = self.config;
+        let [x, weight, bias] = self.numbers(rows, channels, dtype);
+        let y = layer_norm::reference(&self.config, &x, &weight, &bias);
+        let width = channels as usize;
+        let row = |row: &[f64]| std::iter::repeat_n(mean_and_scale(row, eps), width);
+        let statistics: Vec<_> = x.chunks_exact(width).flat_map(row).collect();
+        let tolerances = tolerances(&x, &y, &weight, &bias, &statistics);
+        vec![Expected::new("y", dtype, y, tolerances)]
+    }
+}
+
+fn mean_and_scale(values: &[f64], eps: f32) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+    (mean, 1.0 / (variance + f64::from(eps)).sqrt())
+}
+
+pub(super) fn cases(dtype: DType) -> Vec<Case> {
+    let group = |batch: u32, positions: u32, channels: u32, groups: u32, silu: bool| GroupNorm {
+        batch,
+        positions,
+        channels,
+        groups,
+        eps: 1e-5,
+        silu,
+        dtype,
+    };
+    // A uniform spread of sqrt(3) has variance 1.
+    let unit = |config: GroupNorm| Normed { config, mean: 0.2, spread: 1.732 };
+    let groups = [
+        ("resnet of SD", unit(group(2, 144, 320, 32, true))),
+        ("transformer of SD", unit(GroupNorm { eps: 1e-6, ..group(2, 64, 640, 32, false) })),
+        ("VAE, many chunks", unit(group(1, 5000, 32, 8, true))),
+        ("every axis different", unit(group(3, 65, 20, 5, true))),
+        ("channels not a multiple of four", unit(group(2, 130, 18, 3, false))),
+        ("one channel a group", unit(group(2, 9, 6, 6, true))),
+        ("one group", unit(group(1, 77, 35, 1, false))),
+        ("one position", unit(group(2, 1, 12, 3, true))),
+        ("mean 1000, variance 1", Normed { mean: 1000.0, ..unit(group(2, 150, 24, 4, false)) }),
+        ("all the same", Normed { mean: 3.0, spread: 0.0, ..unit(group(1, 100, 8, 2, false)) }),
+        ("long chunks", unit(group(1, 70_000, 4, 2, false))),
+    ];
+    let layer = |rows: u32, channels: u32| Normed {
+        config: LayerNorm { rows, channels, eps: 1e-5, dtype },
+        mean: 0.2,
+        spread: 1.732,
+    };
+    let layers = [
+        ("transformer of SD", layer(128, 320)),
+        ("CLIP", layer(77, 768)),
+        ("one channel", layer(3, 1)),
+        ("channels not a multiple of four", layer(7, 131)),
+        ("fewer vectors than lanes", layer(5, 21)),
+        ("mean 1000, variance 1", Normed { mean: 1000.0, ..layer(6, 200) }),
+    ];
+    let groups = groups.into_iter().map(|(what, norm)| Case::new("group_norm", what, dtype, norm));
+    groups.chain(layers.into_iter().map(|(what, norm)| Case::new("layer_norm", what, dtype, norm))).collect()
+}

@@ -1,0 +1,42 @@
+//! Multiplications and additions in registers alone: the arithmetic rate that the other kernels are measured against.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Call, LANES, Limits, Variant, fold, whole};
+
+/// Independent chains of an invocation: enough to hide the latency of an addition, few enough to stay in registers.
+pub const CHAINS: u32 = 8;
+
+/// What to compute over `count` vectors of four f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoofFma {
+    /// Vectors.
+    pub count: u32,
+    /// Multiply-adds of each chain.
+    pub rounds: u32,
+}
+
+/// The uniform of `shaders/roof_fma.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct Params {
+    count: u32,
+    rounds: u32,
+    pad: [u32; 2],
+}
+
+/// x -> y.
+pub fn call(config: RoofFma, limits: &Limits) -> Call {
+    let variant = Variant { stem: "roof_fma", constants: vec![("CHAINS", CHAINS)], types: vec![] };
+    let params = Params { count: config.count, rounds: config.rounds, pad: [0; 2] };
+    let call = whole(variant, &params, fold(u64::from(config.count).div_ceil(LANES), limits), 2);
+    let flops = 2 * 4 * u64::from(CHAINS) * u64::from(config.count) * u64::from(config.rounds);
+    Call { flops, bytes: 2 * 16 * u64::from(config.count), ..call }
+}
+
+/// The same in f64.
+pub fn reference(config: RoofFma, x: &[f64]) -> Vec<f64> {
+    let chain = |start: f64| (0..config.rounds).fold(start, |v, _| v * 0.75 + 0.25);
+    let mean = |v: f64| (0..CHAINS).map(|k| chain(v + f64::from(k) / 8.0)).sum::<f64>() / f64::from(CHAINS);
+    x.iter().map(|v| mean(*v)).collect()
+}

@@ -1,0 +1,185 @@
+//! `scumble info` and `scumble bench` as their users meet them, and the published configs behind `bench --model`.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output, Stdio};
+
+use scumble::gpu::adapters;
+use scumble::kernels::Limits;
+use scumble::pipelines::inspect::{self, Stage};
+use scumble::pipelines::{Request, Settings};
+use scumble::tensor::DType;
+use scumble::weights::checkpoint::Checkpoint;
+use scumble::weights::shapes::parse_manifest;
+use scumble::weights::{Source, published};
+
+fn scumble(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_scumble")).args(words).stdin(Stdio::null()).output().unwrap()
+}
+
+fn told(words: &[&str]) -> String {
+    let output = scumble(words);
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn golden(name: &str) -> String {
+    format!("{}/tests/goldens/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn info_lists_the_adapters() {
+    let text = told(&["info"]);
+    match adapters().first() {
+        None => assert!(text.contains("no GPU adapter"), "{text}"),
+        Some(first) => {
+            for part in [&format!("0  {}", first.name), "features: ", "max storage binding", "workgroup memory"] {
+                assert!(text.contains(part), "{part:?} is not in {text}");
+            }
+        }
+    }
+}
+
+/// The counts of `assets/emoji/README.md`; the autoencoder's 1,718,807 include its encoder.
+#[test]
+fn info_tells_the_embedded_models_parts() {
+    let text = told(&["info", "emoji"]);
+    for part in [
+        "emoji (StableDiffusionPipeline)",
+        "text_encoder: 799,872 parameters, f16",
+        "unet: 4,115,876 parameters, f16",
+        "channels 64/96/96",
+        "cross-attention to 128",
+        "tokenizer: tokenizer.json",
+        "vae decoder: 1,070,359 parameters",
+        "sampler ddim, schedule trailing, prediction v_prediction",
+        "default steps: 20, guidance: 3",
+        "128 x 128 pixels, 2 latents a step",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+}
+
+#[test]
+fn info_describes_other_models_and_sizes() {
+    let text = told(&["info", &golden("pipelines/sdxl"), "-W", "64", "-H", "32"]);
+    for part in ["StableDiffusionXLPipeline", "text_encoder_2: ", "projection to ", "64 x 32 pixels"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+}
+
+#[test]
+fn bad_models_are_refused() {
+    for (words, code, part) in [
+        (&["bench", "step", "--model", "sd99"][..], 2, "expected emoji, sd15, sd21, sdxl or a path, found sd99"),
+        (&["bench", "nonsense"], 2, "nonsense"),
+        (&["bench", "step", "-W", "100"], 2, "Try 96 or 104"),
+        (&["info", "-W", "64"], 2, "MODEL"),
+        (&["info", "no-such-model"], 1, "no such model: no-such-model"),
+        (&["info", &golden("weights")], 1, "model_index.json"),
+        (&["bench", "step", "--json", "/no-such-folder/x.json"], 1, "no such folder"),
+    ] {
+        let output = scumble(words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
+        assert!(text.contains(part), "{words:?}: {part:?} is not in {text}");
+    }
+}
+
+#[test]
+fn bench_writes_its_figures() {
+    if adapters().is_empty() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("figures.json");
+    told(&["bench", "step", "--model", "emoji", "-W", "64", "--runs", "1", "--json", path.to_str().unwrap()]);
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    assert!(report["adapter"].as_str().is_some_and(|name| !name.is_empty()));
+    assert!(number(&report["roofs"]["copy_gbps"]) > 0.0 && number(&report["roofs"]["fma_gflops"]) > 0.0);
+    assert!(number(&report["step_seconds"]) > 0.0 && number(&report["decode_seconds"]) > 0.0);
+    // Weights alone: 4,115,876 numbers of two bytes at the least.
+    assert!(number(&report["peak_bytes"]) > 2.0 * 4_115_876.0);
+    assert_eq!(report["size"], serde_json::json!([64, 128]));
+    let rows = report["rows"].as_array().unwrap();
+    for name in ["step", "decode", "step: scope mid_block", "step: kernel layer_norm", "decode: kernel group_norm"] {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name}"));
+        assert!(row["verified"] == true && number(&row["seconds"]) > 0.0 && number(&row["share"]) >= 0.0, "{row}");
+        assert!(number(&row["gflops"]) >= 0.0 && number(&row["gbps"]) >= 0.0, "{row}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+}
+
+/// Names and shapes, without the axes of length 1 at the end: a 1x1 convolution is a linear layer to the models.
+fn shapes(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> BTreeMap<String, Vec<usize>> {
+    let trimmed = tensors.into_iter().map(|(name, mut shape)| {
+        while shape.len() > 2 && shape.last() == Some(&1) {
+            shape.pop();
+        }
+        (name, shape)
+    });
+    trimmed.collect()
+}
+
+fn manifest(name: &str, prefix: &str) -> BTreeMap<String, Vec<usize>> {
+    let text = std::fs::read_to_string(golden(&format!("keys/{name}.tsv"))).unwrap();
+    let tensors = parse_manifest(name, &text).unwrap();
+    shapes(tensors.into_iter().map(|(key, info)| (format!("{prefix}{key}"), info.shape)))
+}
+
+fn asked_for(source: &dyn Source) -> BTreeMap<String, Vec<usize>> {
+    shapes(source.names().into_iter().map(|name| (name.clone(), source.info(&name).unwrap().shape)))
+}
+
+/// The configs in `assets/configs` make models that ask for exactly the tensors of the published checkpoints.
+#[test]
+fn published_configs_ask_for_the_published_tensors() {
+    let clip = ("CLIP_L_text_SD1_SDXL_1", "text_model.");
+    let models = [
+        ("sd15", "SD1.5_UNet_512px_64x64", vec![clip], 512),
+        ("sd21", "SD2.1_UNet_768px_96x96", vec![("OpenCLIP_H_text_23L_SD2_diffusers", "text_model.")], 768),
+        ("sdxl", "SDXL_base_UNet_1024px", vec![clip, ("OpenCLIP_bigG_text_32L_proj_SDXL_2", "")], 1024),
+    ];
+    for (name, unet, texts, side) in models {
+        let checkpoint = published::random(name, 1).unwrap().unwrap();
+        let settings = Settings::resolve(&Request::default(), &checkpoint).unwrap();
+        assert_eq!((settings.width, settings.height), (side, side), "{name}");
+        let memory = inspect::memory(&checkpoint, &settings, DType::F16, Limits::default()).unwrap();
+        assert_eq!(asked_for(checkpoint.unet.weights.as_ref()), manifest(unet, ""), "{name}");
+        for (part, (text, prefix)) in checkpoint.text_encoders.iter().zip(texts) {
+            assert_eq!(asked_for(part.weights.as_ref()), manifest(text, prefix), "{name}");
+        }
+        let mut vae = manifest("VAE_KL_f8_total", "");
+        checkpoint.vae.config.encoder_names().iter().for_each(|name| drop(vae.remove(name)));
+        assert_eq!(asked_for(checkpoint.vae.weights.as_ref()), vae, "{name}");
+        // Matrices in halves, vectors in singles and the padding of panels: a little over two bytes a parameter.
+        let parameters: usize = manifest(unet, "").values().map(|shape| shape.iter().product::<usize>()).sum();
+        let bytes = memory.iter().find(|stage| stage.stage == Stage::Denoise).unwrap().weights as f64;
+        let each = bytes / parameters as f64;
+        assert!((2.0..2.05).contains(&each), "{name}: {each} bytes a parameter");
+        assert!(memory.iter().all(|stage| stage.activations > 0));
+    }
+    assert!(published::random("sd99", 1).unwrap().is_none());
+}
+
+#[test]
+fn a_directory_of_configs_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = golden("pipelines/sd1");
+    for part in ["unet", "vae", "text_encoder", "scheduler"] {
+        std::fs::create_dir(folder.path().join(part)).unwrap();
+        let file =
+            if part == "scheduler" { "scheduler/scheduler_config.json".into() } else { format!("{part}/config.json") };
+        std::fs::copy(format!("{from}/{file}"), folder.path().join(&file)).unwrap();
+    }
+    std::fs::copy(format!("{from}/model_index.json"), folder.path().join("model_index.json")).unwrap();
+    let random = published::random_like(folder.path(), 3).unwrap();
+    let real = Checkpoint::open(from.as_ref()).unwrap();
+    let settings =
+        Settings::resolve(&Request { width: Some(64), height: Some(64), ..Request::default() }, &real).unwrap();
+    for precision in [DType::F32, DType::F16] {
+        let memory = |checkpoint| inspect::memory(checkpoint, &settings, precision, Limits::default()).unwrap();
+        assert_eq!(memory(&random), memory(&real));
+    }
+    assert!(published::random_like("no-such-folder".as_ref(), 3).is_err());
+}

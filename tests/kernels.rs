@@ -1,0 +1,84 @@
+//! Every kernel's every case on this machine's adapter against its f64 reference: output poisoned, rows behind it watched.
+
+use std::sync::{Arc, OnceLock};
+
+use scumble::gpu::{Gpu, GpuOptions, adapters};
+use scumble::graph::trial::Trial;
+use scumble::kernels::Limits;
+use scumble::kernels::cases::{Case, cases};
+
+fn all() -> &'static [Case] {
+    static CASES: OnceLock<Vec<Case>> = OnceLock::new();
+    CASES.get_or_init(cases)
+}
+
+/// The device of a mode; `None` on a machine without any adapter.
+fn open(options: &GpuOptions) -> Option<Arc<Gpu>> {
+    (!adapters().is_empty()).then(|| Arc::new(Gpu::open(options).unwrap()))
+}
+
+/// Runs every case that `limits` allow and collects what is wrong, so that one failure does not hide the others.
+fn judge(gpu: &Arc<Gpu>, limits: &Limits) {
+    let mut faults = Vec::new();
+    for case in all() {
+        let trial = Trial::new(gpu, case, limits).unwrap();
+        let trial = trial.unwrap_or_else(|| panic!("{}: does not fit the limits", case.name));
+        trial.prepare().unwrap();
+        trial.run();
+        if let Err(error) = trial.judge() {
+            faults.push(error.to_string());
+        }
+    }
+    assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), all().len(), faults.join("\n"));
+}
+
+#[test]
+fn as_the_adapter_is() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    judge(&gpu, &gpu.limits());
+}
+
+#[test]
+fn with_webgpu_defaults() {
+    let Some(gpu) = open(&GpuOptions { webgpu_defaults: true, ..GpuOptions::default() }) else { return };
+    judge(&gpu, &gpu.limits());
+}
+
+#[test]
+fn with_run_time_checks() {
+    let Some(gpu) = open(&GpuOptions { checked: true, ..GpuOptions::default() }) else { return };
+    judge(&gpu, &gpu.limits());
+}
+
+#[test]
+fn with_the_shaders_of_the_other_kind_of_adapter() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    judge(&gpu, &Limits { cpu: false, ..gpu.limits() });
+}
+
+/// Kernels that cut their work into dispatches over bound parts of their tensors.
+const BANDED: [&str; 7] = ["attention", "concat", "conv2d", "elementwise", "group_norm", "matmul", "pixels"];
+
+#[test]
+fn in_bands_the_same_to_the_bit() {
+    let Some(gpu) = open(&GpuOptions::default()) else { return };
+    let run = |case: &Case, limits: &Limits| {
+        let trial = Trial::new(&gpu, case, limits).unwrap()?;
+        trial.prepare().unwrap();
+        trial.run();
+        Some((trial.dispatches(), trial.results().unwrap()))
+    };
+    let mut most = BANDED.map(|stem| (stem, 0));
+    for case in all().iter().filter(|case| BANDED.contains(&case.stem) || case.stem == "embed") {
+        let whole = run(case, &gpu.limits());
+        for binding in [2048, 4096, 20480, 65536] {
+            let limits = Limits { binding, ..gpu.limits() };
+            let Some((dispatches, bytes)) = run(case, &limits) else { continue };
+            let (one, expected) = whole.as_ref().unwrap();
+            let extra = dispatches - one;
+            most.iter_mut().filter(|(stem, _)| *stem == case.stem).for_each(|(_, n)| *n = extra.max(*n));
+            assert!(bytes == *expected, "{}: {dispatches} dispatches differ from {one}", case.name);
+        }
+    }
+    assert!(most.iter().all(|(_, extra)| *extra > 1), "some kernel was never cut: {most:?}");
+}
