@@ -1,7 +1,7 @@
 // out[m, n] = (act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: conv2d as implicit GEMM over taps t, linear with one tap; with GEGLU (Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
 // **Shapes** a [B][H][W][K4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][N4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with GEGLU even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1.
 // **Grid** a workgroup of 8 lanes owns ROWS rows m = (b, oy, ox) (x, folded into z) and GROUPS x HALVES panels (y); a lane owns four columns of each of its panels.
-// **Host** stages a, w, row_bias and residual as textures 2048 texels wide: Mesa's llvmpipe gathers texels with vector instructions but reads storage buffers lane by lane (5 times slower here). Operands that the constants leave out are bound to any texture. What is read outside a picture, a texture or the bias is multiplied by nothing that is stored.
+// **Host** stages a, w, row_bias and residual as textures 2048 texels wide: Mesa's llvmpipe gathers texels with vector instructions but reads storage buffers lane by lane (5 times slower here). Operands that the flags leave out are bound to any texture. What is read outside a picture, a texture or the bias is multiplied by nothing that is stored.
 // **Numbers** products are summed in f32, tap by tap, in the order of k; nothing cancels beyond what the data cancel themselves.
 struct Params {
   first_row: u32,
@@ -22,6 +22,8 @@ struct Params {
   residual_base: u32,
   out_base: u32,
   scale: f32,
+  panels: u32,
+  flags: u32, // 1: bias, 2: row_bias, 4: residual
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -92,7 +94,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let column = panel / HALVES * 8u + lane;
     var shift = vec4<f32>();
     var gate_shift = vec4<f32>();
-    if (BIAS == 1u) {
+    if ((params.flags & 1u) != 0u) {
       shift = bias[panel * 8u + lane];
       gate_shift = bias[(panel + HALVES - 1u) * 8u + lane];
     }
@@ -100,7 +102,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       let row = row0 + r;
       if (row < params.end_row && column < params.out4) {
         var sum = acc[g][0][r] + shift;
-        if (ROW_BIAS == 1u) {
+        if ((params.flags & 2u) != 0u) {
           sum += textureLoad(row_bias, texel(row / params.positions * params.out4 + column), 0);
         }
         if (HALVES == 2u) {
@@ -108,7 +110,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         } else {
           sum = activate(sum);
         }
-        if (RESIDUAL == 1u) {
+        if ((params.flags & 4u) != 0u) {
           sum += textureLoad(residual, texel(row * params.out4 + column - params.residual_base), 0);
         }
         out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);

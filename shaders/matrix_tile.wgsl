@@ -1,7 +1,7 @@
 // out[m, n] = (act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: conv2d as implicit GEMM over taps t, linear with one tap; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
 // **Shapes** a [B][H][W][K4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][N4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1.
 // **Grid** a workgroup of 64 invocations owns 64 rows m = (b, oy, ox) (x, folded into z) and two panels (y); an invocation owns every eighth row and four columns of both panels, and fetches one row of a.
-// **Host** binds operands that the constants leave out to anything; they are never read. K4, panels and rows need not fill a tile.
+// **Host** binds operands that the flags leave out to anything; they are never read. K4, panels and rows need not fill a tile.
 // **Numbers** products are summed in f32, tap by tap, in the order of k; nothing cancels beyond what the data cancel themselves.
 struct Params {
   first_row: u32,
@@ -23,6 +23,7 @@ struct Params {
   out_base: u32,
   scale: f32,
   panels: u32,
+  flags: u32, // 1: bias, 2: row_bias, 4: residual
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,11 +44,11 @@ fn finish(row: u32, panel: u32, lane: u32, first: vec4<f32>, second: vec4<f32>) 
   }
   var sum = first;
   var gate = second;
-  if (BIAS == 1u) {
+  if ((params.flags & 1u) != 0u) {
     sum += bias[panel * 8u + lane];
     gate += bias[(panel + HALVES - 1u) * 8u + lane];
   }
-  if (ROW_BIAS == 1u) {
+  if ((params.flags & 2u) != 0u) {
     sum += row_bias[row / params.positions * params.out4 + column];
   }
   if (HALVES == 2u) {
@@ -55,7 +56,7 @@ fn finish(row: u32, panel: u32, lane: u32, first: vec4<f32>, second: vec4<f32>) 
   } else {
     sum = activate(sum);
   }
-  if (RESIDUAL == 1u) {
+  if ((params.flags & 4u) != 0u) {
     sum += load_out(residual[row * params.out4 + column - params.residual_base]);
   }
   out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);

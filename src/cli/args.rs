@@ -49,7 +49,7 @@ pub enum Command {
 /// Arithmetic and storage on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// f16 where the adapter has it, else f32
+    /// f16 on a GPU, f32 on a software driver
     Auto,
     /// Single precision all through
     F32,

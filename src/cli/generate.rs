@@ -42,8 +42,6 @@ pub trait Painter {
     fn model_name(&self) -> String;
     /// What to hash for the PNG.
     fn hash_source(&self) -> HashSource;
-    /// What would run for `request`, as text for a terminal.
-    fn explain(&mut self, request: &Request) -> Result<String>;
     /// Draws one picture: tells `reporter` its stages and gives `dump`, if any, every named intermediate.
     fn draw(&mut self, request: &Request, reporter: &mut Reporter, dump: Option<&mut Dump>) -> Result<Picture>;
 }
@@ -52,14 +50,14 @@ pub trait Painter {
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let job = Job::new(args)?;
     let mut reporter = Reporter::stderr();
-    if args.seed.is_none() && !args.explain {
+    if args.explain {
+        return print_line(painter::explain(args, &job.pictures[0].request)?.trim_end());
+    }
+    if args.seed.is_none() {
         reporter.line(&format!("seed: {}", job.pictures[0].request.seed));
     }
     let mut painter = painter::load(args, &mut reporter)?;
     reporter.end();
-    if args.explain {
-        return print_line(painter.explain(&job.pictures[0].request)?.trim_end());
-    }
     job.draw(painter.as_mut(), &mut reporter, &mut |path| print_line(&path.display().to_string()))
 }
 
@@ -211,9 +209,6 @@ mod tests {
         }
         fn hash_source(&self) -> HashSource {
             HashSource::Bytes(b"abc")
-        }
-        fn explain(&mut self, _: &Request) -> Result<String> {
-            Ok("paints grey".into())
         }
         fn draw(&mut self, request: &Request, _: &mut Reporter, dump: Option<&mut Dump>) -> Result<Picture> {
             if self.fail_at == Some(request.seed) {

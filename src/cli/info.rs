@@ -167,17 +167,22 @@ fn tokenizer(files: &TokenizerFiles) -> String {
 fn schedule(text: &mut String, settings: &Settings) {
     let scheduler = &settings.scheduler;
     let kinds = format!("sampler {}, schedule {}", scheduler.sampler(), scheduler.schedule());
-    let prediction = match scheduler.prediction_type() {
-        PredictionType::Epsilon => "epsilon",
-        PredictionType::Velocity => "v_prediction",
-        PredictionType::Sample => "sample",
-    };
+    let prediction = prediction_word(scheduler.prediction_type());
     line(text, &format!("default schedule: {kinds}, prediction {prediction}"));
     line(text, &format!("default steps: {}, guidance: {}", settings.steps, settings.guidance_scale));
 }
 
+/// The word of a prediction type in configs and on the command line.
+pub(super) fn prediction_word(kind: PredictionType) -> &'static str {
+    match kind {
+        PredictionType::Epsilon => "epsilon",
+        PredictionType::Velocity => "v_prediction",
+        PredictionType::Sample => "sample",
+    }
+}
+
 /// A table of what each stage takes on the adapter, in f32 and in f16.
-fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
+pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let latents = if settings.guided { 2 } else { 1 };
     let (width, height) = (settings.width, settings.height);
     line(text, &format!("memory on the adapter for {width} x {height} pixels, {latents} latents a step:"));

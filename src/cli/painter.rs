@@ -1,16 +1,19 @@
 //! The pipeline as `scumble generate` drives it: opening the model and the adapter, telling progress.
 
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cli::args::{GenerateArgs, PrecisionArg};
 use crate::cli::generate::{Painter, Picture};
+use crate::cli::info;
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion};
+use crate::sampling::{SamplerKind, ScheduleKind};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 
 /// A model on an adapter, with the stages that the last picture left loaded.
@@ -59,8 +62,28 @@ impl From<PrecisionArg> for Precision {
     }
 }
 
+/// What would run for `request`, as text for a terminal: sizes, schedule and memory. Needs no adapter.
+pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
+    let (checkpoint, _) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
+    let settings = Settings::resolve(request, &checkpoint)?;
+    let Settings { width, height, steps, guidance_scale, guidance_rescale, clip_skip, scheduler, guided } = &settings;
+    let program = scheduler.program(*steps as usize, None)?;
+    let calls = if *guided { "two predictions a step" } else { "off" };
+    let mut text = format!("model: {} ({})\n", checkpoint.name, checkpoint.class.name());
+    text.push_str(&format!("picture: {width} x {height} pixels, steps: {steps}\n"));
+    text.push_str(&format!("sampler: {}, schedule: {}\n", scheduler.sampler(), scheduler.schedule()));
+    text.push_str(&format!("prediction: {}\n", info::prediction_word(scheduler.prediction_type())));
+    text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
+    text.push_str(&format!("text encoder layers left out at the end: {clip_skip}\n"));
+    info::memory(&mut text, &checkpoint, &settings)?;
+    text.push_str(&program.to_string());
+    Ok(text)
+}
+
 /// Opens model and adapter as the command asks for.
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
+    args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
+    args.schedule.as_deref().map(ScheduleKind::from_str).transpose()?;
     reporter.begin("opening the model", 0, Unit::Pieces);
     let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
@@ -80,22 +103,6 @@ impl Painter for Studio {
 
     fn hash_source(&self) -> HashSource {
         self.hash.clone()
-    }
-
-    fn explain(&mut self, request: &Request) -> Result<String> {
-        let generation = self.model.generate(request.clone(), 1, false)?;
-        let Settings { width, height, steps, guidance_scale, guidance_rescale, clip_skip, scheduler, guided } =
-            generation.settings();
-        let checkpoint = self.model.checkpoint();
-        let mut text = format!("model: {} ({})\n", checkpoint.name, checkpoint.class.name());
-        text.push_str(&format!("picture: {width} x {height} pixels\n"));
-        text.push_str(&format!("sampler: {}, schedule: {}\n", scheduler.sampler(), scheduler.schedule()));
-        text.push_str(&format!("prediction: {:?}, steps: {steps}\n", scheduler.prediction_type()));
-        let calls = if *guided { "two predictions a step" } else { "off" };
-        text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
-        text.push_str(&format!("clip skip: {clip_skip}, precision: {}\n", self.model.precision().name()));
-        text.push_str(&generation.program().to_string());
-        Ok(text)
     }
 
     fn draw(&mut self, request: &Request, reporter: &mut Reporter, mut dump: Option<&mut Dump>) -> Result<Picture> {

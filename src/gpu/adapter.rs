@@ -11,13 +11,24 @@ pub struct GpuOptions {
     pub webgpu_defaults: bool,
     /// Keeps bounds checks, loop bounds and workgroup clearing in the shaders.
     pub checked: bool,
+    /// Binds at most this many bytes at once, as a smaller adapter would make it necessary.
+    pub max_binding: Option<u64>,
+    /// Runs the kernels shaped for GPUs on a software driver too.
+    pub gpu_kernels: bool,
 }
 
 impl GpuOptions {
-    /// The developer switches of the environment: `SCUMBLE_WEBGPU_DEFAULTS=1` and `SCUMBLE_CHECKED=1`.
+    /// The developer switches of the environment: `SCUMBLE_WEBGPU_DEFAULTS=1`, `SCUMBLE_CHECKED=1`,
+    /// `SCUMBLE_GPU_KERNELS=1` and `SCUMBLE_MAX_BINDING=BYTES`.
     pub fn from_environment() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|value| value != "0" && !value.is_empty());
-        Self { adapter: None, webgpu_defaults: set("SCUMBLE_WEBGPU_DEFAULTS"), checked: set("SCUMBLE_CHECKED") }
+        Self {
+            adapter: None,
+            webgpu_defaults: set("SCUMBLE_WEBGPU_DEFAULTS"),
+            checked: set("SCUMBLE_CHECKED"),
+            max_binding: std::env::var("SCUMBLE_MAX_BINDING").ok().and_then(|bytes| bytes.parse().ok()),
+            gpu_kernels: set("SCUMBLE_GPU_KERNELS"),
+        }
     }
 }
 

@@ -36,23 +36,16 @@ impl Gpu {
     pub fn open(options: &GpuOptions) -> Result<Self> {
         let (adapter, info) = adapter::choose(options)?;
         let (device, queue) = adapter::open(&adapter, &info, options)?;
-        Ok(Self::from_device(device, queue, info, options.checked))
+        let mut gpu = Self::from_device(device, queue, info, options.checked);
+        gpu.watch();
+        gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
+        gpu.limits.cpu &= !options.gpu_kernels;
+        Ok(gpu)
     }
 
-    /// Uses the device of a host application. `checked` keeps wgpu's run-time checks in the shaders.
+    /// Uses the device of a host application, which keeps the handlers of its errors and of its loss. `checked` keeps
+    /// wgpu's run-time checks in the shaders.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, info: wgpu::AdapterInfo, checked: bool) -> Self {
-        let faults = Arc::new(Mutex::new(None));
-        let sink = Arc::clone(&faults);
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
-        }));
-        let sink = Arc::clone(&faults);
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                let text = format!("the device was lost: {message}");
-                sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
-            }
-        });
         let limits = device.limits();
         let cpu = info.device_type == wgpu::DeviceType::Cpu;
         let limits = Limits {
@@ -62,7 +55,22 @@ impl Gpu {
             workgroups: limits.max_compute_workgroups_per_dimension,
             cpu,
         };
-        Self { device, queue, info, limits, checked, faults, pipelines: Mutex::default() }
+        Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
+    }
+
+    /// Notes the device's errors and its loss for [`Gpu::check`].
+    fn watch(&self) {
+        let sink = Arc::clone(&self.faults);
+        self.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.to_string());
+        }));
+        let sink = Arc::clone(&self.faults);
+        self.device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                let text = format!("the device was lost: {message}");
+                sink.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+            }
+        });
     }
 
     /// The adapter's name as its driver gives it.
@@ -78,7 +86,7 @@ impl Gpu {
 
     /// Whether this adapter is a software driver on the CPU.
     pub fn is_cpu(&self) -> bool {
-        self.limits.cpu
+        self.info.device_type == wgpu::DeviceType::Cpu
     }
 
     /// What building a graph must know.

@@ -9,6 +9,9 @@ use super::bands::{self, Span};
 use super::{Call, Launch, Limits, Variant, vector_bytes, vectors};
 use crate::tensor::DType;
 
+/// Attention below this size is not worth a long compilation on CPU adapters.
+const SMALL_FLOPS: u64 = 50_000_000;
+
 /// One attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
@@ -64,10 +67,11 @@ impl Attention {
         4 * scores * u64::from(self.width) / if self.causal { 2 } else { 1 }
     }
 
-    /// Queries of a lane and keys of a round of `attention_lanes`: the wider a head, the fewer, so that the unrolled
-    /// loop stays a few hundred instructions.
+    /// Queries of a lane and keys of a round of `attention_lanes`: the wider a head and the smaller the work, the
+    /// fewer, so that the unrolled loop is compiled in about a second or, for small work, a fraction of it.
     fn lanes(&self) -> (u32, u32) {
         match self.width {
+            0..=96 if self.flops() < SMALL_FLOPS => (1, 1),
             0..=96 => (4, 1),
             97..=192 => (2, 2),
             _ => (1, 1),

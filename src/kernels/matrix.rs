@@ -14,7 +14,8 @@ use crate::tensor::DType;
 
 /// Columns of one panel of a packed weight.
 pub const PANEL: u32 = 32;
-/// Products from this size on are worth a longer compilation of a larger tile on CPU adapters.
+/// Products from these sizes on are worth the longer compilation of a larger tile on CPU adapters (0.2, 0.6 and 2 s).
+const MEDIUM_FLOPS: u64 = 100_000_000;
 const LARGE_FLOPS: u64 = 500_000_000;
 
 /// A convolution or a linear layer (height = output height = rows, width = output width = 1).
@@ -75,7 +76,7 @@ pub struct Params {
     out_base: u32,
     scale: f32,
     panels: u32,
-    pad: u32,
+    flags: u32,
 }
 
 /// The operands in the order of the shaders' bindings.
@@ -115,25 +116,23 @@ impl Matrix {
         if !limits.cpu {
             return (64, 2);
         }
-        let rows = if self.flops() < LARGE_FLOPS { 8 } else { 16 };
+        let (rows, widths): (u32, &[u32]) = match self.flops() {
+            0..MEDIUM_FLOPS => (8, &[2, 1]),
+            MEDIUM_FLOPS..LARGE_FLOPS => (8, &[5, 4, 2, 1]),
+            LARGE_FLOPS.. => (16, &[5, 4, 2, 1]),
+        };
         if self.gated {
-            return (rows, 4);
+            return (rows, widths[0] & !1);
         }
         let cost = |panels: u32| self.panels().div_ceil(panels) * (5 * (rows + 4 * panels) + rows * panels);
-        let panels = [5, 4, 2, 1].into_iter().min_by_key(|panels| cost(*panels)).unwrap_or(1);
+        let panels = widths.iter().copied().min_by_key(|panels| cost(*panels)).unwrap_or(1);
         (rows, panels)
     }
 
     fn variant(&self, limits: &Limits) -> Variant {
         let (rows, panels) = self.tile(limits);
         let halves = 1 << u32::from(self.gated);
-        let mut constants = vec![
-            ("ACTIVATION", self.activation.code()),
-            ("BIAS", u32::from(self.bias)),
-            ("ROW_BIAS", u32::from(self.row_bias)),
-            ("RESIDUAL", u32::from(self.residual)),
-            ("HALVES", halves),
-        ];
+        let mut constants = vec![("ACTIVATION", self.activation.code()), ("HALVES", halves)];
         let [input, weight, output] = self.types;
         if limits.cpu {
             constants.extend([("ROWS", rows), ("GROUPS", panels / halves)]);
@@ -214,7 +213,7 @@ impl Matrix {
             out_base: out.base,
             scale: 1.0,
             panels: self.panels(),
-            pad: 0,
+            flags: u32::from(self.bias) + 2 * u32::from(self.row_bias) + 4 * u32::from(self.residual),
         };
         let range = |part: Span| Some((part.offset, part.size));
         Launch {

@@ -252,7 +252,12 @@ pub fn resnet(
 /// x [B, H, W, C] -> the same, normalised over positions and the channels of each group, then SiLU where asked.
 pub fn group_norm(g: &mut Graph, w: &Weights<'_>, x: Value, groups: u32, eps: f32, silu: bool) -> Value {
     let shape = g.shape(x);
-    assert!(shape.channels % groups == 0, "{}: {groups} groups do not divide {} channels", w.path(), shape.channels);
+    assert!(
+        shape.channels.is_multiple_of(groups),
+        "{}: {groups} groups do not divide {} channels",
+        w.path(),
+        shape.channels
+    );
     let dtype = g.dtype(x);
     let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
     let config = GroupNorm { batch, positions, channels, groups, eps, silu, dtype };
@@ -335,7 +340,7 @@ fn projection(g: &mut Graph, w: &Weights<'_>, names: &Projections, parts: &[&str
         w.vector(g, keys, rows.clone())
     });
     let options = Linear { bias: names.bias, ..Linear::new(rows.len() as u32) };
-    product(g, &w.at(parts.join("+")).path().to_owned(), x, weight, bias, options)
+    product(g, w.at(parts.join("+")).path(), x, weight, bias, options)
 }
 
 /// [a | b] along the channels.

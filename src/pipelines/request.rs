@@ -147,7 +147,7 @@ impl Settings {
 fn size(value: u32, scale: u32, option: &str) -> Result<u32> {
     // diffusers' pipelines accept multiples of 8 and floor to the autoencoder's factor; only exact sizes are accepted here.
     let unit = scale.max(8);
-    if value == 0 || value % unit != 0 {
+    if value == 0 || !value.is_multiple_of(unit) {
         return Err(Error::usage("picture size")
             .at(option)
             .expected(format!("a positive multiple of {unit} pixels"))

@@ -47,10 +47,13 @@ pub enum Event {
     Decoded(Picture),
 }
 
+/// The encoded prompts, the negative one first.
+type Prompts = Vec<(Side, TextVectors)>;
+
 enum Phase {
     LoadText,
     Encode(Box<TextStage>),
-    LoadDenoiser(Vec<(Side, TextVectors)>),
+    LoadDenoiser(Prompts),
     Start,
     Step(usize),
     Finish,
@@ -153,7 +156,7 @@ impl Generation {
         &self.program
     }
 
-    /// The intermediates kept so far: text vectors, the latent after each step, the decoded picture.
+    /// The intermediates kept so far: text vectors, noise, the latent after each evaluation of the model, the decoded picture.
     pub fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
         self.dump.take().unwrap_or_default()
     }
@@ -212,7 +215,7 @@ impl Generation {
     }
 
     /// Prompts -> text vectors, the negative one's first; and what was cut off the prompts.
-    fn encode(&mut self, text: &TextStage) -> Result<(Vec<(Side, TextVectors)>, Vec<String>)> {
+    fn encode(&mut self, text: &TextStage) -> Result<(Prompts, Vec<String>)> {
         let mut vectors = Vec::new();
         let mut cut = Vec::new();
         let zeros = self.model.checkpoint.class == PipelineClass::StableDiffusionXl
@@ -237,10 +240,7 @@ impl Generation {
             denoise.condition(text, *side)?;
         }
         if let Some(dump) = &mut self.dump {
-            dump.push(("text_embeddings".to_owned(), denoise.conditioning("context")?));
-            if checkpoint.class == PipelineClass::StableDiffusionXl {
-                dump.push(("pooled_text_embeddings".to_owned(), denoise.conditioning("pooled")?));
-            }
+            dump.extend(denoise.conditioning(checkpoint.class == PipelineClass::StableDiffusionXl)?);
         }
         let bytes = denoise.bytes();
         self.denoise = Some(denoise);
@@ -254,6 +254,9 @@ impl Generation {
             Some(latents) => latents,
             None => self.draw(),
         };
+        if let Some(dump) = &mut self.dump {
+            dump.push(("noise".to_owned(), noise.clone()));
+        }
         match &self.denoise {
             Some(denoise) => denoise.start(&noise, &self.program),
             None => Ok(()),

@@ -324,9 +324,20 @@ impl DenoiseStage {
         Ok(HostTensor { shape: axes.to_vec(), data: rows.data[..count].to_vec() }.channels_first())
     }
 
-    /// A text vector input as the model gets it, for a dump. Blocks.
-    pub fn conditioning(&self, name: &str) -> Result<HostTensor> {
-        self.unet.read(name)
+    /// The text vectors as the model gets them, named for a dump: [1, T, D] and pooled [1, D]. Blocks.
+    pub fn conditioning(&self, pooled: bool) -> Result<Vec<(String, HostTensor)>> {
+        let inputs = [("context", "text_embeddings"), ("pooled", "pooled_text_embeddings")];
+        let mut named = Vec::new();
+        for (input, name) in inputs.into_iter().take(1 + usize::from(pooled)) {
+            let HostTensor { shape, data } = self.unet.read(input)?;
+            let axes: Vec<usize> =
+                [1].into_iter().chain(shape[1..].iter().copied().filter(|axis| *axis != 1)).collect();
+            let rows = data.chunks_exact(data.len() / self.batch as usize).rev();
+            for (row, side) in rows.zip(["", "negative_"]) {
+                named.push((format!("{side}{name}"), HostTensor { shape: axes.clone(), data: row.to_vec() }));
+            }
+        }
+        Ok(named)
     }
 
     /// Bytes on the GPU.

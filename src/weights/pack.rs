@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::Source;
 use crate::error::Result;
 use crate::graph::{Layout, RowSource, WeightSpec};
@@ -9,6 +11,8 @@ use crate::tensor::DType;
 
 /// Bytes handed on at once, about.
 const PIECE_BYTES: usize = 4 << 20;
+/// Columns of the result that a panel holds.
+const PANEL: usize = 32;
 
 /// Packs one weight and hands its bytes on in order, in pieces of a few MiB.
 ///
@@ -24,8 +28,8 @@ pub fn pack(spec: &WeightSpec, source: Option<&dyn Source>, sink: &mut dyn FnMut
         source.unwrap_or_else(|| panic!("weight {:?} belongs to part {}, which was not given", spec.keys, spec.part));
     match &spec.layout {
         Layout::Matrix { rows, columns, taps, dtype } => {
-            let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
-            pack_matrix(&mut reader, rows, columns, *taps as usize, *dtype, sink)
+            let matrix = Matrix { rows, columns, taps: *taps as usize, dtype: *dtype };
+            pack_matrix(source, &spec.keys, &matrix, sink)
         }
         Layout::Vector { rows } => {
             let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
@@ -88,33 +92,50 @@ fn runs(rows: &[RowSource]) -> Vec<(usize, (usize, usize), usize)> {
 }
 
 fn pack_matrix(
-    reader: &mut Rows<'_>,
-    rows: &[RowSource],
-    columns: &[Option<u32>],
-    taps: usize,
-    dtype: DType,
+    source: &dyn Source,
+    keys: &[String],
+    matrix: &Matrix<'_>,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let width = columns.len();
+    let panel_bytes = matrix.taps * matrix.columns.len() * PANEL * matrix.dtype.bytes();
+    let together = (PIECE_BYTES / panel_bytes.max(1)).clamp(1, 64);
+    for group in matrix.rows.chunks(PANEL * together) {
+        let panels: Vec<&[RowSource]> = group.chunks(PANEL).collect();
+        let packed: Result<Vec<Vec<u8>>> = panels
+            .par_iter()
+            .map(|panel| pack_panel(&mut Rows { source, keys, buffer: Vec::new() }, panel, matrix))
+            .collect();
+        packed?.iter().try_for_each(|bytes| sink(bytes))?;
+    }
+    Ok(())
+}
+
+/// What all panels of a matrix share.
+struct Matrix<'a> {
+    rows: &'a [RowSource],
+    columns: &'a [Option<u32>],
+    taps: usize,
+    dtype: DType,
+}
+
+/// The bytes of 32 physical rows: [taps][K][32].
+fn pack_panel(reader: &mut Rows<'_>, panel: &[RowSource], matrix: &Matrix<'_>) -> Result<Vec<u8>> {
+    let Matrix { columns, taps, .. } = *matrix;
     let logical = columns.iter().flatten().count();
-    let panel_values = taps * width * 32;
-    for panel in rows.chunks(32) {
-        let mut values = vec![0f32; panel_values];
-        for (at, (key, row), count) in runs(panel) {
-            let read = reader.read(key, row..row + count)?;
-            for (offset, source) in read.chunks_exact(logical * taps).enumerate() {
-                let n = at + offset;
-                for (k, column) in columns.iter().enumerate() {
-                    let Some(column) = column else { continue };
-                    for tap in 0..taps {
-                        values[(tap * width + k) * 32 + n] = source[*column as usize * taps + tap];
-                    }
+    let mut values = vec![0f32; taps * columns.len() * PANEL];
+    for (at, (key, row), count) in runs(panel) {
+        let read = reader.read(key, row..row + count)?;
+        for (offset, source) in read.chunks_exact(logical * taps).enumerate() {
+            for (k, column) in columns.iter().enumerate() {
+                let Some(column) = column else { continue };
+                let from = &source[*column as usize * taps..][..taps];
+                for (tap, value) in from.iter().enumerate() {
+                    values[(tap * columns.len() + k) * PANEL + at + offset] = *value;
                 }
             }
         }
-        sink(&encode(&values, dtype))?;
     }
-    Ok(())
+    Ok(encode(&values, matrix.dtype))
 }
 
 fn encode(values: &[f32], dtype: DType) -> Vec<u8> {

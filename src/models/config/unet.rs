@@ -129,9 +129,9 @@ impl UnetConfig {
                 return Err(fault("attention_head_dim", self.head_count[level]));
             }
         }
-        if !self.block_out_channels[0].is_multiple_of(2) {
+        if self.block_out_channels[0] < 2 {
             let error = Error::new("config").at(format!("{place}: `block_out_channels`"));
-            return Err(error.expected("an even first entry").found(self.block_out_channels[0]));
+            return Err(error.expected("a first entry of 2 or more").found(self.block_out_channels[0]));
         }
         Ok(())
     }
@@ -288,8 +288,8 @@ fn text_time(fields: &Fields<'_>) -> Result<Option<TextTimeConfig>> {
         return Ok(None);
     }
     let time_embed_dim = fields.count("addition_time_embed_dim", None)?;
-    if !time_embed_dim.is_multiple_of(2) {
-        return Err(fields.unsupported("addition_time_embed_dim", "an even number"));
+    if time_embed_dim < 2 {
+        return Err(fields.unsupported("addition_time_embed_dim", "2 or more"));
     }
     Ok(Some(TextTimeConfig { time_embed_dim, input_dim: fields.count("projection_class_embeddings_input_dim", None)? }))
 }

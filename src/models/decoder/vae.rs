@@ -21,6 +21,7 @@ pub fn decode(g: &mut Graph, w: &Weights<'_>, config: &VaeConfig, latent: Value)
     let levels = config.block_out_channels.len();
     let innermost = config.block_out_channels[levels - 1] as u32;
     x = nn::conv3x3(g, &w.at("conv_in"), x, innermost);
+    g.tap("vae.decoder.conv_in", x);
     x = nn::resnet(g, &w.at("mid_block.resnets.0"), x, innermost, None, groups, NORM_EPS);
     if config.mid_block_add_attention {
         x = attention(g, &w.at("mid_block.attentions.0"), x, groups);
@@ -41,7 +42,9 @@ pub fn decode(g: &mut Graph, w: &Weights<'_>, config: &VaeConfig, latent: Value)
         g.tap(&format!("vae.decoder.up_blocks.{block}"), x);
     }
     let x = nn::group_norm(g, &w.at("conv_norm_out"), x, groups, NORM_EPS, true);
-    nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32)
+    let x = nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32);
+    g.tap("vae.decoder", x);
+    x
 }
 
 /// x [1, H, W, C] -> [1, H, W, C]: one head over all positions.

@@ -31,6 +31,7 @@ pub struct Conditioning {
 pub fn unet(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, sample: Value, given: Conditioning) -> Value {
     let batch = g.shape(sample).batch;
     let time = time_embedding(g, w, config, given, batch); // [B, E], activated
+    g.tap("unet.time", time);
     let mut unet = Unet { g, w, config, time, context: given.context };
     let x = nn::conv3x3(unet.g, &w.at("conv_in"), sample, config.block_out_channels[0] as u32);
     unet.g.tap("unet.conv_in", x);
@@ -39,7 +40,9 @@ pub fn unet(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, sample: Value, 
     let x = unet.up(x, &mut skips);
     let Unet { g, .. } = unet;
     let x = nn::group_norm(g, &w.at("conv_norm_out"), x, config.norm_num_groups as u32, config.norm_eps as f32, true);
-    nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32)
+    let x = nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32);
+    g.tap("unet", x);
+    x
 }
 
 /// Everything that a resnet takes from the timestep and the added conditioning: SiLU(embedding) [B, E].
@@ -169,7 +172,9 @@ impl Unet<'_, '_> {
         let (groups, eps) = (self.config.norm_num_groups as u32, self.config.norm_eps as f32);
         let g = &mut *self.g;
         let time = nn::linear(g, &w.at("time_emb_proj"), self.time, Linear { single: true, ..Linear::new(channels) });
-        nn::resnet(g, w, x, channels, Some(time), groups, eps)
+        let y = nn::resnet(g, w, x, channels, Some(time), groups, eps);
+        g.tap(&format!("unet.{}", w.path()), y);
+        y
     }
 
     /// x [B, H, W, C] -> [B, H, W, C] (diffusers `Transformer2DModel`).
@@ -189,16 +194,23 @@ impl Unet<'_, '_> {
     }
 }
 
-/// x [B, T, C], context [B, S, D] -> [B, T, C] (diffusers `BasicTransformerBlock`).
+/// x [B, T, C], context [B, S, D] -> [B, T, C] (diffusers `BasicTransformerBlock`). The taps are x after each layer's residual
+/// addition.
 fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, context: Value, heads: Heads) -> Value {
     let channels = g.shape(x).channels;
+    let tap = |g: &mut Graph, name: &str, value| g.tap(&format!("unet.{}.{name}", w.path()), value);
+    tap(g, "input", x);
     let h = nn::layer_norm(g, &w.at("norm1"), x, BLOCK_NORM_EPS);
     let x = nn::attention(g, &w.at("attn1"), &nn::DIFFUSERS, h, None, heads, x);
+    tap(g, "attn1", x);
     let h = nn::layer_norm(g, &w.at("norm2"), x, BLOCK_NORM_EPS);
     let x = nn::attention(g, &w.at("attn2"), &nn::DIFFUSERS, h, Some(context), heads, x);
+    tap(g, "attn2", x);
     let h = nn::layer_norm(g, &w.at("norm3"), x, BLOCK_NORM_EPS);
     let h = nn::geglu(g, &w.at("ff.net.0.proj"), h, 4 * channels);
-    nn::linear(g, &w.at("ff.net.2"), h, Linear { residual: Some(x), ..Linear::new(channels) })
+    let x = nn::linear(g, &w.at("ff.net.2"), h, Linear { residual: Some(x), ..Linear::new(channels) });
+    tap(g, "ff", x);
+    x
 }
 
 /// The shape of the UNet's input for a latent of `height` x `width`.

@@ -37,9 +37,12 @@ pub fn clip(
     let w_text = w.at("text_model");
     let eps = config.layer_norm_eps as f32;
     let mut x = embeddings(g, &w_text.at("embeddings"), config, ids);
+    g.tap(w_text.at("embeddings").path(), x);
     let mut states = vec![x];
     for layer in 0..config.num_layers {
-        x = encoder_layer(g, &w_text.at("encoder.layers").at(layer), config, x);
+        let w = w_text.at("encoder.layers").at(layer);
+        x = encoder_layer(g, &w, config, x);
+        g.tap(w.path(), x);
         states.push(x);
     }
     let normed = nn::layer_norm(g, &w_text.at("final_layer_norm"), x, eps);

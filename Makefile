@@ -1,0 +1,45 @@
+# Every target needs only a Rust toolchain (cargo, rustup's rustfmt and clippy for `lint`), except `goldens`, which needs Python.
+
+CARGO ?= cargo
+PYTHON ?= .venv/bin/python
+DEMO_PROMPT ?= red apple
+DEMO_SEED ?= 1
+DEMO_PICTURE := target/scumble-demo.png
+
+# Mesa's device-select layer looks for a Wayland display and complains on stderr where there is no session at all.
+ifeq ($(XDG_RUNTIME_DIR),)
+export NODEVICE_SELECT ?= 1
+endif
+
+.PHONY: help demo test lint bench goldens
+
+help:
+	@echo "make demo     build scumble and draw \"$(DEMO_PROMPT)\" with the built-in model to $(DEMO_PICTURE)"
+	@echo "make test     run every test; needs no GPU (a software Vulkan driver serves) and no Python"
+	@echo "make lint     check formatting, clippy and the documentation, warnings being errors"
+	@echo "make bench    time one UNet step, one VAE decode and the kernels on this machine's adapter"
+	@echo "make goldens  compute anew, with PyTorch and diffusers, the numbers that the tests compare with"
+
+demo:
+	@tools/ensure-vulkan.sh
+	$(CARGO) build --release --locked
+	@tools/ensure-vulkan.sh target/release/scumble
+	target/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
+
+test:
+	@tools/ensure-vulkan.sh
+	$(CARGO) test --locked
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+bench:
+	@tools/ensure-vulkan.sh
+	$(CARGO) run --release --locked -- bench
+
+goldens:
+	@test -x "$(PYTHON)" || { echo "$(PYTHON) is missing: set the environment up as tools/README.md says, or give PYTHON=..." >&2; exit 1; }
+	$(PYTHON) tools/goldens/make.py
+	$(PYTHON) tools/goldens/kernels.py
