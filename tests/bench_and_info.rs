@@ -110,6 +110,19 @@ fn bench_writes_its_figures() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
 }
 
+#[test]
+fn bench_times_kernels_by_name() {
+    if adapters().is_empty() {
+        return;
+    }
+    let text = told(&["bench", "kernels", "--filter", "layer_norm", "--precision", "f32", "--runs", "1"]);
+    assert!(text.contains("roofs: copy") && text.contains("layer_norm: SD 1.5, level 1, 1024 x 320, f32"), "{text}");
+    assert!(!text.contains("matmul") && !text.contains("f16"), "{text}");
+    let output = scumble(&["bench", "kernels", "--filter", "nonsense"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("layer_norm, matmul"));
+}
+
 /// Names and shapes, without the axes of length 1 at the end: a 1x1 convolution is a linear layer to the models.
 fn shapes(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> BTreeMap<String, Vec<usize>> {
     let trimmed = tensors.into_iter().map(|(name, mut shape)| {

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::bench::stages::{StageReport, stage};
 use crate::bench::{Roofs, Row, kernels};
-use crate::cli::args::{BenchArgs, BenchWhat};
+use crate::cli::args::{BenchArgs, BenchWhat, PrecisionArg};
 use crate::cli::info::size;
 use crate::cli::progress::{Reporter, Unit};
 use crate::cli::{files, painter, print_line};
@@ -37,16 +38,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     print_line(&format!("adapter: {}", gpu.describe()))?;
     print_line(&format!("roofs: copy {copy:.2} GB/s, f32 multiply-add {fma:.2} GFLOP/s"))?;
     let mut report = json!({ "adapter": gpu.describe(), "roofs": roofs.json(), "rows": [] });
+    let mut wrong = None;
     if args.what != Some(BenchWhat::Step) {
-        time_kernels(args, &gpu, &roofs, &mut reporter, &mut report)?;
+        wrong = time_kernels(args, &gpu, &roofs, &mut reporter, &mut report)?;
     }
     if let Some((checkpoint, settings)) = &model {
         time_stages(args, &gpu, &roofs, (checkpoint, settings), &mut reporter, &mut report)?;
     }
-    match &args.json {
-        Some(path) => files::replace_file(path, |out| writeln!(out, "{report:#}")),
-        None => Ok(()),
+    if let Some(path) = &args.json {
+        files::replace_file(path, |out| writeln!(out, "{report:#}"))?;
     }
+    wrong.map_or(Ok(()), Err)
 }
 
 /// The model with random weights, and the size of its pictures.
@@ -74,14 +76,19 @@ fn open(model: &str) -> Result<Checkpoint> {
     Err(Error::usage("no such model").at("--model").expected(format!("emoji, {known} or a path")).found(model))
 }
 
+/// Times the kernels; those with a wrong result are told, not timed, and the first of them is given back.
 fn time_kernels(
     args: &BenchArgs,
     gpu: &Arc<Gpu>,
     roofs: &Roofs,
     reporter: &mut Reporter,
     report: &mut Value,
-) -> Result<()> {
-    let cases = kernels::cases(args.filter.as_deref());
+) -> Result<Option<Error>> {
+    let dtype = match args.precision {
+        PrecisionArg::Auto => None,
+        precision => Some(Precision::from(precision).resolve(gpu.is_cpu())),
+    };
+    let cases = kernels::cases(args.filter.as_deref(), dtype);
     if cases.is_empty() {
         let filter = args.filter.as_deref().unwrap_or_default();
         return Err(Error::usage("no kernel of that name")
@@ -89,16 +96,28 @@ fn time_kernels(
             .expected(kernels::stems().join(", "))
             .found(filter));
     }
+    reporter.begin("computing the references", 0, Unit::Pieces);
+    cases.par_iter().for_each(|case| _ = case.expected());
     reporter.begin("kernels", cases.len() as u64, Unit::Pieces);
     let mut rows = Vec::new();
+    let mut wrong = None;
     for (done, case) in cases.iter().enumerate() {
-        rows.extend(kernels::run(case, gpu, roofs, args.runs)?);
+        match kernels::run(case, gpu, roofs, args.runs) {
+            Ok(row) => rows.extend(row),
+            Err(error) => {
+                gpu.check()?;
+                reporter.line(&format!("not timed: {error}"));
+                let name = case.name.clone();
+                rows.push(Row { name, seconds: 0.0, flops: 0, bytes: 0, ideal: 0.0, verified: false });
+                wrong.get_or_insert(error);
+            }
+        }
         reporter.set(done as u64 + 1);
     }
     reporter.end();
     table("kernels", &rows, None)?;
     add(report, &rows);
-    Ok(())
+    Ok(wrong)
 }
 
 fn time_stages(
@@ -160,7 +179,8 @@ fn table(title: &str, rows: &[Row], total: Option<f64>) -> Result<()> {
         let time = total.map_or_else(String::new, |total| format!("  {:>4.0} %", row.seconds / total * 100.0));
         let (name, seconds, gflops, gbps) = (&row.name, row.seconds, row.gflops(), row.gbps());
         let share = row.share() * 100.0;
-        print_line(&format!("{name:<width$}{seconds:>10.5}{time}{gflops:>10.2}{gbps:>10.2}{share:>5.0} %"))?;
+        let note = if row.verified { "" } else { "  WRONG, not timed" };
+        print_line(&format!("{name:<width$}{seconds:>10.5}{time}{gflops:>10.2}{gbps:>10.2}{share:>5.0} %{note}"))?;
     }
     Ok(())
 }

@@ -87,6 +87,17 @@ impl<'a> Trial<'a> {
         self.executor.run();
     }
 
+    /// The graph's executor.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// Floating-point operations of one run, and the bytes that it must move at the least.
+    pub fn cost(&self) -> (u64, u64) {
+        let calls = self.work.steps.iter().map(|step| &step.call);
+        calls.fold((0, 0), |(flops, bytes), call| (flops + call.flops, bytes + call.bytes))
+    }
+
     /// Dispatches of one run.
     pub fn dispatches(&self) -> usize {
         self.work.steps.iter().map(|step| step.call.launches.len()).sum()

@@ -118,3 +118,27 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     ];
     all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
 }
+
+/// Shapes of Stable Diffusion 1.5 at 256 x 128 pixels.
+pub(super) fn sizes(dtype: DType) -> Vec<Case> {
+    let (heads, inner, queries) = (8, 320, 512);
+    let own = Attention {
+        batch: 1,
+        queries,
+        keys: queries,
+        heads,
+        width: inner / heads,
+        scale: 1.0 / 40f32.sqrt(),
+        causal: false,
+        query_channels: 3 * inner,
+        key_channels: 3 * inner,
+        offsets: [0, inner, 2 * inner],
+        dtype,
+    };
+    let cross = Attention { keys: 77, query_channels: inner, key_channels: 2 * inner, offsets: [0, 0, inner], ..own };
+    let all = [
+        ("SD 1.5, level 1, 512 tokens, 8 heads of 40", Heads { config: own, fused: true, spread: 1.2 }),
+        ("SD 1.5, level 1, 512 tokens to 77", Heads { config: cross, fused: false, spread: 1.2 }),
+    ];
+    all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
+}

@@ -12,7 +12,9 @@ mod matmul;
 mod matrix;
 mod norms;
 mod pointwise;
+mod roofs;
 mod rows;
+mod sizes;
 mod steps;
 
 use std::sync::OnceLock;
@@ -21,6 +23,7 @@ use super::{Call, Limits, vectors};
 use crate::tensor::DType;
 
 pub use compare::compare;
+pub use sizes::model_sizes;
 
 /// The rounding unit of f32 sums: half an ulp of 1.
 const EPS: f64 = f32::EPSILON as f64 / 2.0;
@@ -209,6 +212,7 @@ pub fn cases() -> Vec<Case> {
         matmul::cases,
         norms::cases,
         pointwise::cases,
+        roofs::cases,
         rows::cases,
         steps::cases,
     ];

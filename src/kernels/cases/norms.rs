@@ -146,3 +146,14 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let groups = groups.into_iter().map(|(what, norm)| Case::new("group_norm", what, dtype, norm));
     groups.chain(layers.into_iter().map(|(what, norm)| Case::new("layer_norm", what, dtype, norm))).collect()
 }
+
+/// Shapes of Stable Diffusion 1.5 at 256 x 128 pixels.
+pub(super) fn sizes(dtype: DType) -> Vec<Case> {
+    let groups = GroupNorm { batch: 2, positions: 512, channels: 320, groups: 32, eps: 1e-5, silu: true, dtype };
+    let rows = LayerNorm { rows: 1024, channels: 320, eps: 1e-5, dtype };
+    let (mean, spread) = (0.3, 2.0);
+    vec![
+        Case::new("group_norm", "SD 1.5, level 1, 32 x 16, 320", dtype, Normed { config: groups, mean, spread }),
+        Case::new("layer_norm", "SD 1.5, level 1, 1024 x 320", dtype, Normed { config: rows, mean, spread }),
+    ]
+}
