@@ -1,8 +1,8 @@
 // y = [a | b] along the channels.
-// Shapes: a [rows, A4], b [rows, B4], y [rows, C4] with C = A + B channels.
-// Grid: one invocation an output vector; workgroups of 64 fold from x into y.
-// Host: params.channels_a and params.channels are A and C; bases as in every banded kernel.
-// Numbers: a copy; the same element type in and out loses nothing.
+// **Shapes** a [rows, A4], b [rows, B4], y [rows, C4] with C = A + B channels.
+// **Grid** one invocation an output vector; workgroups of 64 fold from x into y.
+// **Host** params.channels_a and params.channels are A and C; bases as in every banded kernel.
+// **Numbers** a copy; the same element type in and out loses nothing.
 
 struct Params {
     begin: u32,       // first output vector of this launch

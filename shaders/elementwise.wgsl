@@ -1,8 +1,8 @@
 // y = act(scale_a * a + scale_b * b + shift); act is none, SiLU (arXiv:1702.03118), GELU with erf or quick GELU (arXiv:1606.08415).
-// Shapes: a, b, y [rows, C4] vectors of four channels; b is absent (and bound to a) unless BINARY.
-// Grid: one invocation a vector; workgroups of 64 fold from x into y.
-// Host: params.end bounds the vectors of this launch; bases are the first bound vector of each tensor.
-// Numbers: f32 throughout; erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+// **Shapes** a, b, y [rows, C4] vectors of four channels; b is absent (and bound to a) unless BINARY.
+// **Grid** one invocation a vector; workgroups of 64 fold from x into y.
+// **Host** params.end bounds the vectors of this launch; bases are the first bound vector of each tensor.
+// **Numbers** f32 throughout; erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 
 struct Params {
     begin: u32,    // first vector of this launch

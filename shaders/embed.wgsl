@@ -1,8 +1,8 @@
 // y[b, t] = table[ids[b, t]] + positions[t], the input of a text encoder (arXiv:2103.00020).
-// Shapes: ids [B, T] (one vector each, the id first); table 0..3 [V, C4] in four row ranges; positions [T, C4]; y [B, T, C4].
-// Grid: one invocation an output vector; workgroups of 64 fold from x into y.
-// Host: every id is below V; a table of fewer ranges binds its last one again; params.split is the rows of a range.
-// Numbers: one f32 addition.
+// **Shapes** ids [B, T] (one vector each, the id first); table 0..3 [V, C4] in four row ranges; positions [T, C4]; y [B, T, C4].
+// **Grid** one invocation an output vector; workgroups of 64 fold from x into y.
+// **Host** every id is below V; a table of fewer ranges binds its last one again; params.split is the rows of a range.
+// **Numbers** one f32 addition.
 
 struct Params {
     count: u32,   // vectors of y

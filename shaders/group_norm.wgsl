@@ -1,8 +1,8 @@
 // y = act((x - mean) * scale + bias), the last part of GroupNorm (arXiv:1803.08494), with SiLU where SILU is 1.
-// Shapes: x, y [B, P, C4]; norm [B, 2, C4]: mean, scale; bias [C4].
-// Grid: one invocation a vector; workgroups of 64 fold from x into y.
-// Host: the pad channels of norm and bias are zero, so pad channels stay zero.
-// Numbers: f32; the mean is subtracted before scaling, so that a large mean does not cancel afterwards.
+// **Shapes** x, y [B, P, C4]; norm [B, 2, C4]: mean, scale; bias [C4].
+// **Grid** one invocation a vector; workgroups of 64 fold from x into y.
+// **Host** the pad channels of norm and bias are zero, so pad channels stay zero.
+// **Numbers** f32; the mean is subtracted before scaling, so that a large mean does not cancel afterwards.
 
 struct Params {
     begin: u32,       // first vector of this launch

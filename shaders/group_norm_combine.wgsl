@@ -1,8 +1,8 @@
 // Mean and scale of every channel from the chunks' means and M2: Chan's pairwise rule over channels and chunks of a group.
-// Shapes: partials [B, chunks, 2, C]; weight [C]; norm [B, 2, C]: mean, then weight / sqrt(variance + eps); 0 in the pad channels.
-// Grid: one workgroup of 64 invocations for each (group, batch element).
-// Host: the last chunk of a batch element has params.last rows, all others params.chunk.
-// Numbers: f32; the spread of the chunk means is summed about the group's mean.
+// **Shapes** partials [B, chunks, 2, C]; weight [C]; norm [B, 2, C]: mean, then weight / sqrt(variance + eps).
+// **Grid** one workgroup of 64 invocations for each (group, batch element); that of the last group clears the pad channels.
+// **Host** the last chunk of a batch element has params.last rows, all others params.chunk.
+// **Numbers** f32; the spread of the chunk means is summed about the group's mean.
 
 struct Params {
     channels: u32,     // C
@@ -62,13 +62,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let variance = total(spread, lane) / elements;
     let scale = 1.0 / sqrt(variance + params.eps);
     let out = image * 2u * params.stride + first;
-    for (var c = lane; c < params.per_group; c += 64u) {
-        norm[out + c] = mean;
-        norm[out + params.stride + c] = scale * weight[first + c];
-    }
-    if (first + params.per_group == params.channels && params.channels + lane < params.stride) {
-        let pad = image * 2u * params.stride + params.channels + lane;
-        norm[pad] = 0.0;
-        norm[pad + params.stride] = 0.0;
+    let behind = first + params.per_group;
+    let count = select(params.per_group, params.stride - first, behind == params.channels);
+    for (var c = lane; c < count; c += 64u) {
+        let valid = c < params.per_group;
+        norm[out + c] = select(0.0, mean, valid);
+        norm[out + params.stride + c] = select(0.0, scale * weight[first + c], valid);
     }
 }

@@ -1,8 +1,8 @@
 // Per channel and chunk of rows: mean and M2 = sum (x - mean)^2, the first part of GroupNorm (arXiv:1803.08494).
-// Shapes: x [B, P, C4] vectors; partials [B, chunks, 2, C4] vectors: means, then M2.
-// Grid: x covers C4 in workgroups of 64 invocations, y the chunks of this launch, z is 1; a chunk lies in one batch element.
-// Host: chunks of params.chunk rows (the last of a batch element may be shorter); bases as in every banded kernel.
-// Numbers: sums of (x - first row) in f32, so that a large mean does not cancel; at most 256 terms a sum.
+// **Shapes** x [B, P, C4] vectors; partials [B, chunks, 2, C4] vectors: means, then M2.
+// **Grid** x covers C4 in workgroups of 64 invocations, y the chunks of this launch, z is 1; a chunk lies in one batch element.
+// **Host** chunks of params.chunk rows (the last of a batch element may be shorter); bases as in every banded kernel.
+// **Numbers** sums of (x - first row) in f32, so that a large mean does not cancel; at most 256 terms a sum.
 
 struct Params {
     positions: u32,   // P

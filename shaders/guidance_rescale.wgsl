@@ -1,8 +1,8 @@
 // factor = phi * std(c) / std(u + g (c - u)) + 1 - phi, guidance rescale (arXiv:2305.08891, section 3.4).
-// Shapes: model_output [2, P, C4]: without the prompt (u), then with it (c); factor [1].
-// Grid: one workgroup of 256 invocations.
-// Host: params.elements counts true elements (P * C); pad channels are zero.
-// Numbers: f32, two passes: means first, then the squares about them, so that a large mean does not cancel.
+// **Shapes** model_output [2, P, C4]: without the prompt (u), then with it (c); factor [1].
+// **Grid** one workgroup of 256 invocations.
+// **Host** params.elements counts true elements (P * C); pad channels are zero.
+// **Numbers** f32, two passes: means first, then the squares about them, so that a large mean does not cancel.
 
 struct Params {
     vectors: u32,   // P * C4

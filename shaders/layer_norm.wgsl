@@ -1,8 +1,8 @@
 // y = (x - mean) / sqrt(variance + eps) * weight + bias over the channels of each row (arXiv:1607.06450).
-// Shapes: x, y [rows, C4]; weight, bias [C4].
-// Grid: one workgroup of 32 invocations a row; rows fold from x into y.
-// Host: params.channels is C; the pad channels of weight and bias are zero, so pad channels stay zero.
-// Numbers: two passes in f32: the mean first, then the squares about it.
+// **Shapes** x, y [rows, C4]; weight, bias [C4].
+// **Grid** one workgroup of 32 invocations a row; rows fold from x into y.
+// **Host** params.channels is C; the pad channels of weight and bias are zero, so pad channels stay zero.
+// **Numbers** two passes in f32: the mean first, then the squares about it.
 
 struct Params {
     rows: u32,

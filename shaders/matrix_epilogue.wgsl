@@ -1,4 +1,8 @@
-// What the matrix kernels do to a sum before they store it; prepended to each of them.
+// act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x): what the matrix kernels do to a sum before they store it.
+// **Shapes** vectors of four sums of one row.
+// **Grid** none: functions prepended to matrix_lanes and matrix_tile.
+// **Host** sets ACTIVATION to 0, 1, 2 or 3, in the order above.
+// **Numbers** erf is 2e-7 from the true value in f32, so GELU is that times |x| / 2 off; exponents are kept below 80.
 
 // 1 - (a1 t + .. + a5 t^5) exp(-x^2), t = 1 / (1 + p x): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
 fn erf4(v: vec4<f32>) -> vec4<f32> {

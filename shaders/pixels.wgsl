@@ -1,8 +1,8 @@
 // rgba = round(255 * clamp(x / 2 + 1 / 2, 0, 1)) in 8 bits, alpha 255, or 0 where a channel is not finite.
-// Shapes: x [P, 1] vectors whose first three channels are red, green, blue; rgba [P / 4] vectors of packed pixels.
-// Grid: one invocation four pixels; workgroups of 64 fold from x into y.
-// Host: reads alpha to find numbers that are not finite; vectors past P are bound but hold nothing.
-// Numbers: ties round to even, as numpy's round does in diffusers' image processor; finiteness is judged by exponent bits.
+// **Shapes** x [P, 1] vectors whose first three channels are red, green, blue; rgba [P / 4] vectors of packed pixels.
+// **Grid** one invocation four pixels; workgroups of 64 fold from x into y.
+// **Host** reads alpha to find numbers that are not finite; vectors past P are bound but hold nothing.
+// **Numbers** ties round to even, as numpy's round does in diffusers' image processor; finiteness is judged by exponent bits.
 
 struct Params {
     begin: u32,    // first pixel of this launch, a multiple of four

@@ -1,8 +1,8 @@
 // Guidance e = (u + g (c - u)) * factor (arXiv:2207.12598), data estimate x0 = clamp(a s_0 + b e), then s'_i = sum_j m_ij s_j + e_i e + d_i x0 + n_i noise.
-// Shapes: model_output [1 or 2, P, C4]; factor [1]; noise [P, C4]; state, next [SLOTS, P, C4]; table [rows]; model_input [BATCH, P, C4].
-// Grid: one invocation a vector of the latent; workgroups of 64 fold from x into y.
-// Host: table = (a, b, clip, input scale of the next call), (guidance, 0, 0, 0), then per slot SLOTS + 3 factors in vectors of four.
-// Numbers: f32; coefficients are computed on the host in f64, so cancelling schedules keep their digits.
+// **Shapes** model_output [1 or 2, P, C4]; factor [1]; noise [P, C4]; state, next [SLOTS, P, C4]; table [rows]; model_input [BATCH, P, C4].
+// **Grid** one invocation a vector of the latent; workgroups of 64 fold from x into y.
+// **Host** table = (a, b, clip, input scale of the next call), (guidance, 0, 0, 0), then per slot SLOTS + 3 factors in vectors of four.
+// **Numbers** f32; coefficients are computed on the host in f64, so cancelling schedules keep their digits.
 
 struct Params {
     vectors: u32,   // P * C4

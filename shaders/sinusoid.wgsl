@@ -1,8 +1,8 @@
 // y[b, n * dim + j] = sin or cos of scale * x[b, n] * frequency[j mod dim/2], the time embedding of DDPM (arXiv:2006.11239).
-// Shapes: x [B, N]; frequencies [dim / 2]; y [B, N * dim] as vectors; an odd dim ends with a zero.
-// Grid: one invocation an output vector, in workgroups of 64 along x.
-// Host: frequencies exp(-ln(10000) i / (dim / 2 - shift)) in f32; |angle| < 65536.
-// Numbers: angles reduced by pi/4 in three parts, polynomials of Cephes' sinf and cosf (error below 1e-7), because WGSL's own sin and cos promise too little.
+// **Shapes** x [B, N]; frequencies [dim / 2]; y [B, N * dim] as vectors; an odd dim ends with a zero.
+// **Grid** one invocation an output vector, in workgroups of 64 along x.
+// **Host** frequencies exp(-ln(10000) i / (dim / 2 - shift)) in f32; |angle| < 65536.
+// **Numbers** angles reduced by pi/4 in three parts, polynomials of Cephes' sinf and cosf (error below 1e-7), because WGSL's own sin and cos promise too little.
 
 struct Params {
     count: u32,     // output vectors: B * ceil(N * dim / 4)

@@ -156,3 +156,18 @@ fn split_by_batch() {
     assert!(call(&case, &limits).unwrap().launches.len() > 1);
     check(&gpu, &case, limits);
 }
+
+/// Large enough for several queries a lane on CPU adapters.
+#[test]
+fn large_work() {
+    if adapters().is_empty() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let limits = Limits { cpu: true, ..gpu.limits() };
+    for case in [cross(1, 601, 530, 1, 40), Attention { causal: true, ..fused(2, 401, 1, 80) }] {
+        let constants = call(&case, &limits).unwrap().variant.constants;
+        assert!(constants.contains(&("QUERIES", 4)), "{case:?}: {constants:?}");
+        check(&gpu, &case, limits);
+    }
+}

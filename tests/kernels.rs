@@ -17,10 +17,12 @@ fn open(options: &GpuOptions) -> Option<Arc<Gpu>> {
     (!adapters().is_empty()).then(|| Arc::new(Gpu::open(options).unwrap()))
 }
 
-/// Runs every case that `limits` allow and collects what is wrong, so that one failure does not hide the others.
-fn judge(gpu: &Arc<Gpu>, limits: &Limits) {
+/// Runs all cases that are `wanted` and collects what is wrong, so that one failure does not hide the others.
+fn judge(gpu: &Arc<Gpu>, limits: &Limits, wanted: impl Fn(&Case) -> bool) {
     let mut faults = Vec::new();
-    for case in all() {
+    let mut count = 0;
+    for case in all().iter().filter(|case| wanted(case)) {
+        count += 1;
         let trial = Trial::new(gpu, case, limits).unwrap();
         let trial = trial.unwrap_or_else(|| panic!("{}: does not fit the limits", case.name));
         trial.prepare().unwrap();
@@ -29,31 +31,35 @@ fn judge(gpu: &Arc<Gpu>, limits: &Limits) {
             faults.push(error.to_string());
         }
     }
-    assert!(faults.is_empty(), "{} of {} cases:\n{}", faults.len(), all().len(), faults.join("\n"));
+    assert!(count > 0 && faults.is_empty(), "{} of {count} cases:\n{}", faults.len(), faults.join("\n"));
 }
 
 #[test]
 fn as_the_adapter_is() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
-    judge(&gpu, &gpu.limits());
+    judge(&gpu, &gpu.limits(), |_| true);
 }
 
 #[test]
 fn with_webgpu_defaults() {
     let Some(gpu) = open(&GpuOptions { webgpu_defaults: true, ..GpuOptions::default() }) else { return };
-    judge(&gpu, &gpu.limits());
+    judge(&gpu, &gpu.limits(), |_| true);
 }
 
 #[test]
 fn with_run_time_checks() {
     let Some(gpu) = open(&GpuOptions { checked: true, ..GpuOptions::default() }) else { return };
-    judge(&gpu, &gpu.limits());
+    judge(&gpu, &Limits { cpu: false, ..gpu.limits() }, |_| true);
+    // Checks inside the unrolled loops for CPU adapters take Mesa's compiler minutes for wide heads, so only cases that
+    // read in odd places run there.
+    let odd = ["every axis", "tails", "to 2n - 1", "padded below", "few tokens", "two tiles and three"];
+    judge(&gpu, &Limits { cpu: true, ..gpu.limits() }, |case| odd.iter().any(|part| case.name.contains(part)));
 }
 
 #[test]
 fn with_the_shaders_of_the_other_kind_of_adapter() {
     let Some(gpu) = open(&GpuOptions::default()) else { return };
-    judge(&gpu, &Limits { cpu: false, ..gpu.limits() });
+    judge(&gpu, &Limits { cpu: false, ..gpu.limits() }, |_| true);
 }
 
 /// Kernels that cut their work into dispatches over bound parts of their tensors.

@@ -47,7 +47,7 @@ def reference(folder, spec, case, changed, dtype=torch.float32):
     return pipelines.run(pipe, case)
 
 
-def command(args, model, case, changed, precision, target):
+def command(args, model, case, changed, predicts, precision, target):
     words = [args.binary, "generate", case["prompt"], "-m", str(model), "-W", case["width"], "-H", case["height"]]
     words += ["--steps", case["steps"], "--cfg-scale", case["guidance"], "-s", case["seed"], "--precision", precision]
     words += ["-o", target / f"{precision}.png", "--dump", target / f"{precision}.safetensors"]
@@ -55,6 +55,10 @@ def command(args, model, case, changed, precision, target):
         words += ["-n", case["negative_prompt"]]
     if case.get("guidance_rescale"):
         words += ["--guidance-rescale", case["guidance_rescale"]]
+    if case.get("clip_skip"):
+        words += ["--clip-skip", case["clip_skip"] + 1]
+    if model.suffix == ".safetensors" and predicts:
+        words += ["--prediction-type", predicts]
     if changed:
         words += ["--sampler", changed["sampler"]]
         words += ["--schedule", changed["schedule"]] if changed["schedule"] else []
@@ -87,9 +91,9 @@ def first_difference(want, dump):
     return ", ".join(parts)
 
 
-def compare(args, model, target, case, changed, precision, want):
+def compare(args, model, target, case, changed, predicts, precision, want):
     """Runs scumble once; returns (passed, line)."""
-    words = command(args, model, case, changed, precision, target)
+    words = command(args, model, case, changed, predicts, precision, target)
     (target / f"{precision}.command").write_text(shlex.join(words) + "\n")
     start = time.time()
     try:
@@ -154,7 +158,7 @@ def one(args, index, root):
         sources.append(("single file ", single_file_cases.convert(model, target / "single.safetensors", spec["single"])))
     for label, source in sources if args.binary != "none" else []:
         for precision in args.precision.split(","):
-            passed, line = compare(args, source, target, case, changed, precision, want)
+            passed, line = compare(args, source, target, case, changed, spec["scheduler"][1].get("prediction_type"), precision, want)
             if not passed and precision == "f16" and " dB" in line:
                 half = psnr(reference(model, spec, case, changed, torch.float16)["image"].numpy(), want["image"].numpy())
                 line += f" (PyTorch's own f16: {half:.1f} dB)"

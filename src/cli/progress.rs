@@ -164,7 +164,7 @@ fn bar(name: &str, total: u64, unit: Unit) -> ProgressBar {
         _ => format!("{{prefix:<12}} {{bar:30}} {counts}"),
     };
     let style = ProgressStyle::with_template(&template)
-        .expect("the templates above are well formed, as a test checks")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
         .with_key("rate", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
             // Writing into the bar's own text does not fail.
             let _ = out.write_str(&rate(state.pos(), state.elapsed()));

@@ -7,3 +7,4 @@ mod stages;
 
 pub use request::{Precision, Request, Settings};
 pub use stable_diffusion::{Event, Generation, Picture, StableDiffusion};
+pub use stages::graphs;

@@ -127,8 +127,8 @@ impl Settings {
             if clip_skip > most {
                 return Err(Error::usage("more layers skipped than the text encoder has")
                     .at("--clip-skip")
-                    .expected(format!("at most {most}"))
-                    .found(clip_skip));
+                    .expected(format!("at most --clip-skip {}", most + 1))
+                    .found(clip_skip + 1));
             }
         }
         Ok(Self {

@@ -23,6 +23,27 @@ pub(super) fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> R
     Executor::new(gpu, graph, |spec, sink| pack::pack(spec, parts.get(spec.part).copied(), sink))
 }
 
+/// Every graph of a model for pictures of `settings`, by the name of its stage. Needs no GPU and reads no weights.
+///
+/// # Errors
+/// What the model or the settings ask for and scumble does not have; a missing or an unexpected tensor.
+pub fn graphs(
+    checkpoint: &Checkpoint,
+    limits: crate::kernels::Limits,
+    precision: DType,
+    settings: &Settings,
+) -> Result<Vec<(&'static str, Graph)>> {
+    let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
+    let shape = DenoiseStage::latent_shape(checkpoint, settings);
+    let batch = 1 + u32::from(settings.guided);
+    Ok(vec![
+        ("text", TextStage::build(checkpoint, limits, precision, settings.clip_skip)?),
+        ("unet", DenoiseStage::build(checkpoint, limits, precision, settings)?),
+        ("scheduler", step_graph(limits, precision, shape, batch, settings, slots)),
+        ("vae", DecodeStage::build(checkpoint, limits, precision, settings)?),
+    ])
+}
+
 /// The text encoders of a model, one prompt at a time.
 pub(super) struct TextStage {
     executor: Executor,

@@ -62,9 +62,6 @@ def unet(r, kind, context, pooled, exotic):
         config["norm_eps"] = 1e-6
     if chance(r, exotic):
         config["flip_sin_to_cos"], config["freq_shift"] = False, 1
-    if chance(r, exotic):
-        config["resnet_out_scale_factor"] = 1.5 if chance(r, 0.3) else 1.0
-        config["mid_block_scale_factor"] = 1.25
     if chance(r, exotic) and levels > 1:
         config["layers_per_block"] = [r.choice([1, 2]) for _ in channels]
     if kind == "lcm":
@@ -197,6 +194,8 @@ def draw(seed, index, exotic):
     case["guidance"] = r.choice([1.0, 0.0, 2.0, 5.0, 7.5, 7.5, 7.5]) if kind != "lcm" else r.choice([1.5, 4.0, 8.0])
     if chance(r, 0.15):
         case["guidance_rescale"] = 0.7
+    if chance(r, 0.15):
+        case["clip_skip"] = r.randint(0, min(part["num_hidden_layers"] for part in (spec["text"], spec.get("text_2", spec["text"]))) - 1)
     changed = swap(r, spec) if chance(r, 0.4) and kind != "lcm" else None
     if (changed or {}).get("sampler") == "pndm" or name == "pndm":
         case["steps"] = max(case["steps"], 4)

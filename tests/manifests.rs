@@ -1,0 +1,186 @@
+//! Building the graphs of the published models asks for exactly the tensors that the published checkpoints hold. Neither
+//! a GPU nor weights are needed.
+//!
+//! `tests/goldens/keys/*.tsv` list names and shapes of the modules that diffusers and transformers build from the published
+//! configs. The configs here are those of `stable-diffusion-v1-5`, `stable-diffusion-2-1` and `stable-diffusion-xl-base-1.0`.
+
+use std::path::Path;
+
+use scumble::error::{Error, Result};
+use scumble::graph::{Graph, Shape};
+use scumble::kernels::Limits;
+use scumble::models::config::{ClipConfig, UnetConfig, VaeConfig};
+use scumble::models::decoder::vae;
+use scumble::models::generator::unet::{self, Conditioning};
+use scumble::models::text::clip::{self, Take};
+use scumble::tensor::DType;
+use scumble::weights::shapes::parse_manifest;
+use scumble::weights::{Claims, ShapesSource, TensorInfo, Weights, keys};
+use serde_json::{Value, json};
+
+type Tensors = Vec<(String, TensorInfo)>;
+
+fn manifest(name: &str) -> Tensors {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/keys/{name}.tsv"));
+    parse_manifest(name, &std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn sd_unet(more: &Value) -> UnetConfig {
+    let mut config = json!({
+        "act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": false, "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    UnetConfig::from_json(&config, "unet/config.json").unwrap()
+}
+
+fn sd2_unet() -> UnetConfig {
+    sd_unet(&json!({
+        "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "dual_cross_attention": false,
+        "use_linear_projection": true, "upcast_attention": true, "sample_size": 96,
+    }))
+}
+
+fn sdxl_unet() -> UnetConfig {
+    sd_unet(&json!({
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": true,
+    }))
+}
+
+fn decoder() -> VaeConfig {
+    let config = json!({
+        "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
+        "sample_size": 512, "scaling_factor": 0.18215,
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+    });
+    VaeConfig::from_json(&config, "vae/config.json").unwrap()
+}
+
+fn text_encoder(hidden: u32, layers: u32, heads: u32, act: &str, with_projection: bool) -> ClipConfig {
+    let config = json!({
+        "hidden_act": act, "hidden_size": hidden, "intermediate_size": 4 * hidden, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": heads,
+        "num_hidden_layers": layers, "projection_dim": hidden, "vocab_size": 49408,
+    });
+    ClipConfig::from_json(&config, with_projection, "text_encoder/config.json").unwrap()
+}
+
+/// What building says of `tensors`; also the adapter's limits must not be in the way.
+fn build(tensors: Tensors, layers: impl FnOnce(&mut Graph, &Weights<'_>)) -> Result<()> {
+    let source = ShapesSource::new("manifest", tensors);
+    let claims = Claims::default();
+    let mut g = Graph::new(DType::F16, Limits::default());
+    layers(&mut g, &Weights::new(0, &source, &claims));
+    claims.finish(&source)?;
+    match g.fault() {
+        Some(fault) => Err(fault.clone()),
+        None => Ok(()),
+    }
+}
+
+fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
+    build(tensors, |g, w| {
+        let row = |channels: usize| Shape::new(2, 1, 1, channels as u32);
+        let sample = g.input("sample", Shape::new(2, 64, 64, config.in_channels as u32), DType::F16);
+        let pooled = config.text_time.as_ref().map(|added| added.input_dim - 6 * added.time_embed_dim);
+        let given = Conditioning {
+            timestep: g.input("timestep", row(1), DType::F32),
+            context: g.input("context", Shape::tokens(2, 77, config.cross_attention_dim as u32), DType::F16),
+            pooled: pooled.map(|width| g.input("pooled", row(width), DType::F16)),
+            sizes: pooled.map(|_| g.input("sizes", row(6), DType::F32)),
+            guidance: None,
+        };
+        let prediction = unet::unet(g, w, config, sample, given);
+        assert_eq!(g.shape(prediction), g.shape(sample));
+    })
+}
+
+fn build_vae(tensors: Tensors) -> Result<()> {
+    let decoded =
+        tensors.into_iter().filter(|(name, _)| name.starts_with("decoder.") || name.starts_with("post_quant"));
+    build(decoded.collect(), |g, w| {
+        let latent = g.input("latent", Shape::new(1, 64, 64, 4), DType::F32);
+        let picture = vae::decode(g, w, &decoder(), latent);
+        assert_eq!(g.shape(picture), Shape::new(1, 512, 512, 3));
+    })
+}
+
+fn build_text(tensors: Tensors, config: &ClipConfig) -> Result<()> {
+    let with_projection = config.projection_dim.is_some();
+    let named =
+        |(name, info): (String, TensorInfo)| keys::text_encoder(&name, with_projection).map(|(name, _)| (name, info));
+    build(tensors.into_iter().filter_map(named).collect(), |g, w| {
+        let ids = g.input("ids", Shape::tokens(1, 77, 1), DType::F32);
+        let ends = with_projection.then(|| g.input("ends", Shape::new(1, 1, 1, 1), DType::F32));
+        clip::clip(g, w, config, ids, ends, [Take { skip: 1, final_norm: false }; 2]);
+    })
+}
+
+#[test]
+fn unets_take_every_published_tensor() {
+    build_unet(manifest("SD1.5_UNet_512px_64x64"), &sd_unet(&json!({}))).unwrap();
+    build_unet(manifest("SD2.1_UNet_768px_96x96"), &sd2_unet()).unwrap();
+    build_unet(manifest("SDXL_base_UNet_1024px"), &sdxl_unet()).unwrap();
+}
+
+#[test]
+fn the_decoder_takes_every_published_tensor() {
+    build_vae(manifest("VAE_KL_f8_total")).unwrap();
+}
+
+#[test]
+fn text_encoders_take_every_published_tensor() {
+    build_text(manifest("CLIP_L_text_SD1_SDXL_1"), &text_encoder(768, 12, 12, "quick_gelu", false)).unwrap();
+    build_text(manifest("OpenCLIP_H_text_23L_SD2_diffusers"), &text_encoder(1024, 23, 16, "gelu", false)).unwrap();
+    build_text(manifest("OpenCLIP_bigG_text_32L_proj_SDXL_2"), &text_encoder(1280, 32, 20, "gelu", true)).unwrap();
+}
+
+fn says(error: Error, parts: &[&str]) {
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn what_does_not_match_is_named() {
+    const KEY: &str = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let config = sd_unet(&json!({}));
+    let unet = || manifest("SD1.5_UNet_512px_64x64");
+    let place = unet().iter().position(|(name, _)| name == KEY).unwrap();
+    let mut removed = unet();
+    removed.remove(place);
+    says(build_unet(removed, &config).unwrap_err(), &["missing tensor", "manifest", KEY, "nearest name"]);
+    let mut added = unet();
+    added.push(("down_blocks.1.attentions.0.norm_extra.weight".into(), added[place].1.clone()));
+    says(build_unet(added, &config).unwrap_err(), &["unexpected tensor", "norm_extra", "attentions.0.norm.weight"]);
+    let mut reshaped = unet();
+    reshaped[place].1.shape = vec![640, 1024];
+    says(build_unet(reshaped, &config).unwrap_err(), &["tensor shape", KEY, "[640, 768]", "[640, 1024]"]);
+    let mut renamed = manifest("VAE_KL_f8_total");
+    let place = renamed.iter().position(|(name, _)| name == "decoder.conv_in.bias").unwrap();
+    renamed[place].0 = "decoder.conv_in.bais".into();
+    says(build_vae(renamed).unwrap_err(), &["missing tensor", "decoder.conv_in.bias", "decoder.conv_in.bais"]);
+    says(build_unet(manifest("SD2.1_UNet_768px_96x96"), &config).unwrap_err(), &["tensor shape", "1024", "768"]);
+    let shallow = text_encoder(768, 11, 12, "quick_gelu", false);
+    says(
+        build_text(manifest("CLIP_L_text_SD1_SDXL_1"), &shallow).unwrap_err(),
+        &["unexpected tensor", "encoder.layers.11"],
+    );
+    says(
+        build_vae(Tensors::new()).unwrap_err(),
+        &["missing tensor", "post_quant_conv.weight", "nothing of a similar name"],
+    );
+}
