@@ -163,12 +163,13 @@ fn bar(name: &str, total: u64, unit: Unit) -> ProgressBar {
         0 => "{prefix:<12} {spinner} {elapsed}".to_owned(),
         _ => format!("{{prefix:<12}} {{bar:30}} {counts}"),
     };
-    let style = ProgressStyle::with_template(&template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .with_key("rate", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).with_key(
+        "rate",
+        |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
             // Writing into the bar's own text does not fail.
             let _ = out.write_str(&rate(state.pos(), state.elapsed()));
-        });
+        },
+    );
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     bar.set_style(style);
     bar.set_prefix(name.to_owned());
