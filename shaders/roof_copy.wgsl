@@ -1,8 +1,8 @@
 // y = x: how fast this adapter moves memory, the roof of every kernel that computes little (Williams et al. 2009, "Roofline").
-// Shapes: x, y [count] vectors of four f32.
-// Grid: one invocation a vector; workgroups of 64 fold from x into y.
-// Host: params.count bounds the vectors; x and y hold at least as many.
-// Numbers: none, the bits are moved.
+// **Shapes** x, y [count] vectors of four f32.
+// **Grid** one invocation a vector; workgroups of 64 fold from x into y.
+// **Host** params.count bounds the vectors; x and y hold at least as many.
+// **Numbers** none, the bits are moved.
 
 struct Params {
     count: u32,

@@ -1,8 +1,8 @@
-// y = f applied `rounds` times to x, f(v) = v * 0.75 + 0.25: how fast this adapter multiplies and adds, the other roof (Williams et al. 2009).
-// Shapes: x, y [count] vectors of four f32.
-// Grid: one invocation a vector, which carries CHAINS independent chains in registers; workgroups of 64 fold from x into y.
-// Host: params.count bounds the vectors; x and y hold at least as many; x is small, so that the chains stay near 1.
-// Numbers: f32; f draws towards its fixed point 1, so errors do not grow; chain k starts at x + k / 8, and y is the chains' mean.
+// y = f applied `rounds` times UNROLLED times to x, f(v) = v * 0.75 + 0.25: how fast this adapter multiplies and adds, the other roof (Williams et al. 2009).
+// **Shapes** x, y [count] vectors of four f32.
+// **Grid** one invocation a vector, which carries CHAINS independent chains in registers; workgroups of 64 fold from x into y.
+// **Host** params.count bounds the vectors; x and y hold at least as many; x is small, so that the chains stay near 1.
+// **Numbers** f32; f draws towards its fixed point 1, so errors do not grow; chain k starts at x + k / 8, and y is the chains' mean.
 
 struct Params {
     count: u32,
@@ -30,8 +30,10 @@ fn main(
         chains[k] = x[i] + f32(k) / 8.0;
     }
     for (var round = 0u; round < params.rounds; round++) {
-        for (var k = 0u; k < CHAINS; k++) {
-            chains[k] = fma(chains[k], vec4<f32>(0.75), vec4<f32>(0.25));
+        for (var step = 0u; step < UNROLLED; step++) {
+            for (var k = 0u; k < CHAINS; k++) {
+                chains[k] = fma(chains[k], vec4<f32>(0.75), vec4<f32>(0.25));
+            }
         }
     }
     var sum = vec4<f32>();

@@ -121,9 +121,10 @@ fn verify(stage: Stage, gpu: &Gpu, graph: &Graph, executor: &Executor) -> Result
     Ok(profile)
 }
 
-/// The first two components of a path, of which the second only where it is a number.
+/// The first two components of a path (below the decoder), of which the second only where it is a number.
 fn scope(label: &str) -> &str {
     let path = label.split(':').next().unwrap_or(label);
+    let path = path.strip_prefix("decoder.").unwrap_or(path);
     let mut ends = path.match_indices('.').map(|(index, _)| index);
     let Some(first) = ends.next() else { return path };
     let second = ends.next().unwrap_or(path.len());
@@ -162,6 +163,7 @@ mod tests {
     fn scopes_are_blocks() {
         assert_eq!(scope("down_blocks.1.resnets.0.conv1:matrix_lanes"), "down_blocks.1");
         assert_eq!(scope("mid_block.resnets.0.norm1:group_norm"), "mid_block");
+        assert_eq!(scope("decoder.up_blocks.3.resnets.2.conv2:matrix_lanes"), "up_blocks.3");
         assert_eq!(scope("conv_in:matrix_lanes"), "conv_in");
         assert_eq!(scope("time_embedding.linear_1:matrix_lanes"), "time_embedding");
         assert_eq!(stem("down_blocks.1.resnets.0.conv1:matrix_lanes"), "matrix_lanes");

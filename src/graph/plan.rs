@@ -94,3 +94,90 @@ impl Pool {
         buffer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::graph::Shape;
+    use crate::kernels::{Limits, Variant, whole};
+    use crate::tensor::DType;
+
+    /// A random node: which earlier values it reads, and per value that it makes, rows, channels and whether it is named.
+    type Step = (Vec<prop::sample::Index>, Vec<(u32, u32, bool)>);
+
+    fn build(inputs: &[(u32, u32)], steps: &[Step]) -> Graph {
+        let mut g = Graph::new(DType::F32, Limits::default());
+        let mut values: Vec<Value> = Vec::new();
+        for (index, (rows, channels)) in inputs.iter().enumerate() {
+            values.push(g.input(&format!("input {index}"), Shape::tokens(1, *rows, *channels), DType::F32));
+        }
+        for (reads, makes) in steps {
+            let reads: Vec<Operand> = reads.iter().map(|index| (*index.get(&values)).into()).collect();
+            let variant = Variant { stem: "concat", constants: vec![], types: vec![] };
+            let call = whole(variant, &[0u32; 4], [1, 1, 1], reads.len() + makes.len());
+            let shapes: Vec<_> =
+                makes.iter().map(|(rows, channels, _)| (Shape::tokens(1, *rows, *channels), DType::F16)).collect();
+            let made = g.push_many("step", call, reads, &shapes);
+            for (value, _) in made.iter().zip(makes).filter(|(_, (_, _, named))| *named) {
+                g.output(&format!("output {}", value.0), *value);
+            }
+            values.extend(made);
+        }
+        g
+    }
+
+    /// The first and the last step during which a value's content matters; named values matter always.
+    fn life(g: &Graph, value: Value) -> (usize, usize) {
+        if g.inputs.iter().chain(&g.outputs).any(|(_, named)| *named == value) {
+            return (0, usize::MAX);
+        }
+        let made = g.nodes.iter().position(|node| node.outputs.contains(&value)).unwrap();
+        let read = g.nodes.iter().rposition(|node| node.inputs.contains(&Operand::Value(value)));
+        (made, read.unwrap_or(made))
+    }
+
+    proptest! {
+        #[test]
+        fn values_that_live_at_the_same_time_never_share_a_buffer(
+            inputs in prop::collection::vec((1u32..40, 1u32..20), 1..4),
+            steps in prop::collection::vec(
+                (
+                    prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+                    prop::collection::vec((1u32..40, 1u32..20, prop::bool::weighted(0.1)), 1..3),
+                ),
+                1..30,
+            ),
+        ) {
+            let g = build(&inputs, &steps);
+            let plan = plan(&g);
+            let places: Vec<_> = (0..g.values.len() as u32)
+                .map(|index| (life(&g, Value(index)), plan.buffer_of[index as usize].unwrap()))
+                .collect();
+            for (index, (one, buffer)) in places.iter().enumerate() {
+                let info = &g.values[index];
+                prop_assert!(plan.sizes[*buffer] >= info.shape.bytes(info.dtype));
+                for (other, shared) in &places[index + 1..] {
+                    let together = one.0 <= other.1 && other.0 <= one.1;
+                    prop_assert!(!together || buffer != shared, "{one:?} and {other:?} share buffer {buffer}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_needs_two_buffers_between_its_ends() {
+        let mut g = Graph::new(DType::F32, Limits::default());
+        let mut value = g.input("first", Shape::tokens(1, 8, 4), DType::F32);
+        for _ in 0..6 {
+            let variant = Variant { stem: "concat", constants: vec![], types: vec![] };
+            let call = whole(variant, &[0u32; 4], [1, 1, 1], 2);
+            value = g.push("step", call, vec![value.into()], Shape::tokens(1, 8, 4), DType::F32);
+        }
+        g.output("last", value);
+        let plan = plan(&g);
+        assert_eq!(plan.sizes.len(), 4);
+        assert_eq!(plan.bytes(), 4 * 8 * 16);
+    }
+}

@@ -74,4 +74,31 @@ mod tests {
         let part = span(6, 8, 48, 16, &limits);
         assert_eq!((part.offset, part.size, part.base), (256, 128, 16));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn rows_are_cut_without_gap_or_overlap(
+            count in 1u64..3000, width in 1u64..200, half in proptest::bool::ANY, binding in 256u64..60_000,
+        ) {
+            let limits = Limits { binding, workgroups: 40, ..Limits::default() };
+            let vector = if half { 8 } else { 16 };
+            let tensors = [(width * vector, vector), (8 * vector, vector)];
+            let Some(bands) = rows(count, &tensors, width, &limits) else {
+                // Not even one row fits: it is too large, or starts too far behind an aligned offset.
+                proptest::prop_assert!((width.max(8)) * vector + limits.alignment > binding);
+                return Ok(());
+            };
+            let mut next = 0;
+            for (begin, end, parts) in bands {
+                proptest::prop_assert!(begin == next && end > begin);
+                next = end;
+                for (part, (row, vector)) in parts.iter().zip(&tensors) {
+                    proptest::prop_assert!(part.size <= binding && part.offset % limits.alignment == 0);
+                    proptest::prop_assert!(part.offset <= begin * row && part.offset + part.size == end * row);
+                    proptest::prop_assert_eq!(u64::from(part.base) * vector, part.offset);
+                }
+            }
+            proptest::prop_assert_eq!(next, count);
+        }
+    }
 }

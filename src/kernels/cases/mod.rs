@@ -289,4 +289,32 @@ mod tests {
         let mean = numbers("x", 10_000, DType::F32, 0.0, 1.0).iter().sum::<f64>() / 10_000.0;
         assert!(mean.abs() <= 0.03, "{mean}");
     }
+
+    #[test]
+    fn dispatches_cover_every_result_within_the_limits() {
+        for case in cases() {
+            for binding in [2048, 4096, 20480, 65536] {
+                let limits = Limits { binding, workgroups: 64, ..Limits::default() };
+                let Some(work) = case.work(&limits) else { continue };
+                for step in work.steps.iter().filter(|step| step.call.launches.len() > 1) {
+                    let launches = &step.call.launches;
+                    let axes = launches.iter().flat_map(|launch| launch.workgroups);
+                    assert!(axes.into_iter().all(|count| count > 0 && count <= 64), "{}", case.name);
+                    for (position, tensor) in step.writes.iter().enumerate() {
+                        let tensor = &work.tensors[*tensor];
+                        let Some(first) = launches[0].ranges[step.reads.len() + position] else { continue };
+                        let mut end = first.0;
+                        assert_eq!(first.0, 0, "{}", case.name);
+                        for launch in launches {
+                            let (offset, size) = launch.ranges[step.reads.len() + position].unwrap();
+                            assert!(offset % limits.alignment == 0 && size <= binding, "{}", case.name);
+                            assert!(offset <= end && offset + size > end, "{}: a gap or an empty band", case.name);
+                            end = offset + size;
+                        }
+                        assert_eq!(end, tensor.size() as u64, "{}", case.name);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::super::Limits;
 use super::super::roof_copy::{self, RoofCopy};
-use super::super::roof_fma::{self, CHAINS, RoofFma};
+use super::super::roof_fma::{self, RoofFma};
 use super::{Case, EPS, Expected, Kernel, Tensor, Work, numbers};
 use crate::tensor::DType;
 
@@ -31,8 +31,8 @@ impl Kernel for RoofFma {
         let x = numbers("x", self.count as usize * 4, DType::F32, 0.5, 0.5);
         let values = roof_fma::reference(*self, &x);
         // A round rounds twice, of numbers below 3, and shrinks earlier errors by 3/4: 4 * 2 * eps * 3 in the limit; then
-        // a sum of CHAINS terms.
-        let tolerances = vec![(24.0 + 3.0 * f64::from(CHAINS)) * EPS; values.len()];
+        // a sum of `chains` terms.
+        let tolerances = vec![(24.0 + 3.0 * f64::from(self.chains)) * EPS; values.len()];
         vec![Expected { name: "y", packed: false, values, tolerances }]
     }
 }
@@ -43,7 +43,8 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     }
     let copies = [("one vector", 1), ("a group and one more", 65), ("many", 5000)];
     let copies = copies.map(|(what, count)| Case::new("roof_copy", what, dtype, RoofCopy { count }));
-    let chains = [("no round", 3, 0), ("few rounds", 65, 3), ("many rounds", 130, 100)];
-    let chains = chains.map(|(what, count, rounds)| Case::new("roof_fma", what, dtype, RoofFma { count, rounds }));
+    let chains = [("no round", 3, 0, 1), ("one round", 65, 1, 2), ("many rounds", 130, 10, 8)];
+    let chains = chains
+        .map(|(what, count, rounds, chains)| Case::new("roof_fma", what, dtype, RoofFma { count, rounds, chains }));
     copies.into_iter().chain(chains).collect()
 }
