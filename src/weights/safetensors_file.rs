@@ -12,6 +12,13 @@ use super::shown;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+/// Shorter parts of a file are not worth a system call to release.
+#[cfg(unix)]
+const RELEASED_BYTES: usize = 16 << 10;
+/// A page fault maps the file's cached pages of the whole block of this size (Linux: `fault_around_bytes`).
+#[cfg(unix)]
+const FAULT_BYTES: usize = 64 << 10;
+
 /// The bytes of a file.
 enum Bytes {
     Mapped(memmap2::Mmap),
@@ -107,9 +114,32 @@ impl SafetensorsFile {
             let error = Error::new("elements beyond the tensor's end").at(place).expected(format!("0..{count}"));
             return Err(error.found(format!("{range:?}")));
         }
-        convert(dtype, &bytes[range.start * dtype.bytes()..range.end * dtype.bytes()], out);
+        let part = &bytes[range.start * dtype.bytes()..range.end * dtype.bytes()];
+        convert(dtype, part, out);
+        self.release(part);
         Ok(())
     }
+
+    /// Gives the pages of `part`, which has been read, back to the system, so that a checkpoint that has been uploaded does
+    /// not count as memory of this program. Whoever reads them again gets them from the file again.
+    #[cfg(unix)]
+    fn release(&self, part: &[u8]) {
+        if let Bytes::Mapped(map) = &self.bytes
+            && part.len() >= RELEASED_BYTES
+        {
+            let begin = part.as_ptr().addr() - map.as_ptr().addr();
+            let (offset, end) = (begin / FAULT_BYTES * FAULT_BYTES, begin + part.len());
+            // SAFETY: the map is shared and read-only, so its pages hold nothing that the file does not hold.
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, end - offset) };
+            if let Err(fault) = advised {
+                tracing::debug!("{}: pages stay mapped: {fault}", self.place);
+            }
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn release(&self, _part: &[u8]) {}
 
     /// Type and bytes of a floating-point tensor.
     fn float_bytes(&self, name: &str) -> Result<(DType, &[u8])> {
