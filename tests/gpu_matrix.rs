@@ -175,13 +175,18 @@ fn check(gpu: &Arc<Gpu>, case: &Matrix, limits: Limits) {
     let linear = Matrix { activation: Activation::None, ..*case };
     let scale =
         linear.reference(&absolute(&a), &absolute(&w), &absolute(&bias), &absolute(&row_bias), &absolute(&residual));
+    judge(case, &got, &expected, &scale);
+}
+
+/// `scale`: per element the sum of the magnitudes of its terms.
+fn judge(case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
     // A sum of n terms in f32 rounds n times, each by at most eps / 2 of what is summed so far. The errors add up like a
     // random walk of spread 0.2 sqrt(n) eps, of which the worst of 1e5 elements is five times off: sqrt(n) eps of the sum
     // of magnitudes, 8 more for short sums, and 2e-6 for erf and exp. Halves round once at the end.
     let terms = f64::from(case.inputs * case.kernel[0] * case.kernel[1]);
     let rounding = (8.0 + terms.sqrt()) * f64::from(f32::EPSILON);
     let half = if case.types[2] == DType::F32 { 0.0 } else { 1.0 / 2048.0 };
-    for (i, (value, magnitude)) in expected.iter().zip(&scale).enumerate() {
+    for (i, (value, magnitude)) in expected.iter().zip(scale).enumerate() {
         let tolerance = rounding * magnitude + 2e-6 + half * 1.01 * value.abs();
         let difference = (f64::from(got[i]) - value).abs();
         assert!(

@@ -125,7 +125,7 @@ pub type RowSource = Option<(u8, u32)>;
 /// How a weight is laid out for its kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layout {
-    /// A matrix [N][taps][K] in panels of 32 columns: vector `((panel * taps + tap) * K + k) * 8 + lane` holds the
+    /// A matrix `[N][taps][K]` in panels of 32 columns: vector `((panel * taps + tap) * K + k) * 8 + lane` holds the
     /// columns `panel * 32 + lane * 4 ..+4`; `columns` gives the source column of every physical k, if any.
     Matrix {
         /// The source of every physical output column.

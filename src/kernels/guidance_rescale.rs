@@ -19,7 +19,7 @@ pub struct Params {
     pad1: u32,
 }
 
-/// model_output [2, P, C] -> factor [1], for guidance scale g and rescale phi.
+/// model_output [2, P, C] -> factor `[1]`, for guidance scale g and rescale phi.
 pub fn call(positions: u32, channels: u32, guidance: f32, phi: f32, dtype: DType) -> Call {
     let width = vectors(channels);
     let params = Params {

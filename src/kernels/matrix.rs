@@ -223,8 +223,8 @@ impl Matrix {
         }
     }
 
-    /// The same in f64: a [B, H, W, K], w [N][K][kernel height][kernel width] (gated: values, then gates), bias [N],
-    /// row bias [B, N], residual [B, OH, OW, N].
+    /// The same in f64: `a [B, H, W, K]`, `w [N][K][kernel height][kernel width]` (gated: values, then gates), `bias [N]`,
+    /// `row_bias [B, N]`, `residual [B, OH, OW, N]`.
     pub fn reference(&self, a: &[f64], w: &[f64], bias: &[f64], row_bias: &[f64], residual: &[f64]) -> Vec<f64> {
         let outputs = self.outputs as usize;
         let positions = (self.output[0] * self.output[1]) as usize;

@@ -15,7 +15,7 @@ pub struct Params {
     y_base: u32,
 }
 
-/// x [P, 3] -> packed RGBA [P], four pixels a vector.
+/// `x [P, 3]` -> packed RGBA `[P]`, four pixels a vector.
 pub fn call(pixels: u32, dtype: DType, limits: &Limits) -> Option<Call> {
     let quads = u64::from(pixels.div_ceil(4));
     let row = vector_bytes(dtype);

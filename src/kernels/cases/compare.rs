@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn lengths_must_agree() {
-        assert!(rejects(&EXPECTED[..5].to_vec()).contains("different lengths"));
+        assert!(rejects(&EXPECTED[..5]).contains("different lengths"));
         assert!(rejects(&[]).contains("different lengths"));
         let copy = EXPECTED.to_vec();
         assert!(compare("here", &copy, &EXPECTED, &TOLERANCES[..5]).is_err());

@@ -25,7 +25,7 @@ pub struct Take {
     pub final_norm: bool,
 }
 
-/// ids [B, T] -> text vectors. `ends` [B] selects the end token's row, where pooled vectors are wanted.
+/// ids [B, T] -> text vectors. `ends [B]` selects the end token's row, where pooled vectors are wanted.
 pub fn clip(
     g: &mut Graph,
     w: &Weights<'_>,
