@@ -16,13 +16,15 @@ pub struct RoofCopy {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
     count: u32,
-    pad: [u32; 3],
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 /// x -> y.
 pub fn call(config: RoofCopy, limits: &Limits) -> Call {
     let variant = Variant { stem: "roof_copy", constants: vec![], types: vec![] };
-    let params = Params { count: config.count, pad: [0; 3] };
+    let params = Params { count: config.count, pad0: 0, pad1: 0, pad2: 0 };
     let call = whole(variant, &params, fold(u64::from(config.count).div_ceil(LANES), limits), 2);
     Call { bytes: 2 * 16 * u64::from(config.count), ..call }
 }
