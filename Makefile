@@ -4,7 +4,8 @@ CARGO ?= cargo
 PYTHON ?= .venv/bin/python
 DEMO_PROMPT ?= red apple
 DEMO_SEED ?= 1
-DEMO_PICTURE := target/scumble-demo.png
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DEMO_PICTURE := $(TARGET)/scumble-demo.png
 
 # Mesa's device-select layer looks for a Wayland display and complains on stderr where there is no session at all.
 ifeq ($(XDG_RUNTIME_DIR),)
@@ -23,11 +24,14 @@ help:
 demo:
 	@tools/ensure-vulkan.sh
 	$(CARGO) build --release --locked
-	@tools/ensure-vulkan.sh target/release/scumble
-	target/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
+	@tools/ensure-vulkan.sh $(TARGET)/release/scumble
+	$(TARGET)/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
 
+# The tests of kernels and pipelines pass over a machine without an adapter, so the built program is asked for one first.
 test:
 	@tools/ensure-vulkan.sh
+	$(CARGO) build --locked
+	@tools/ensure-vulkan.sh $(TARGET)/debug/scumble
 	$(CARGO) test --locked
 
 lint:

@@ -47,7 +47,7 @@ has_driver() {
 
 has_adapter() {
     [ -z "${1:-}" ] && return 0
-    ! "$1" generate "test of the adapter" --explain 2>&1 | grep -q 'no GPU adapter'
+    ! "$1" info 2>&1 | grep -q 'no GPU adapter'
 }
 
 ready() {
