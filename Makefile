@@ -28,6 +28,8 @@ demo:
 	$(TARGET)/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
 
 # The tests of kernels and pipelines pass over a machine without an adapter, so the built program is asked for one first.
+# Mesa keeps compiled shaders in the user's cache folder; the tests leave theirs under target/.
+test: export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/target/mesa-shader-cache
 test:
 	@tools/ensure-vulkan.sh
 	$(CARGO) build --locked
