@@ -6,7 +6,6 @@ use std::process::{Command, Output, Stdio};
 
 use half::f16;
 use safetensors::SafeTensors;
-use scumble::gpu::adapters;
 
 fn scumble(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_scumble")).args(words).stdin(Stdio::null()).output().unwrap()
@@ -153,9 +152,7 @@ fn models_with_a_broken_part() {
     let mut other = whole.clone();
     other[renamed..renamed + 8].copy_from_slice(b"conv_uot");
     place.write(weights, &other);
-    if !adapters().is_empty() {
-        place.fails(&model, &[], 1, &["missing tensor", "`conv_out.weight`", "`conv_uot.weight`"]);
-    }
+    place.fails(&model, &[], 1, &["missing tensor", "`conv_out.weight`", "`conv_uot.weight`"]);
     place.write(weights, &whole);
     place.set("model/unet/config.json", "class_embed_type", "timestep".into());
     place.fails(&model, &[], 1, &["unet/config.json: `class_embed_type`", "timestep"]);
@@ -176,10 +173,6 @@ fn requests_that_cannot_be_met() {
     let place = Workplace::new();
     let model = place.at("model");
     place.fails(&model, &["-o", "/nowhere/at/all.png"], 1, &["/nowhere/at", "no such folder"]);
-    if adapters().is_empty() {
-        place.fails(&model, &[], 1, &["adapter"]);
-        return;
-    }
     place.fails(&model, &["--adapter", "no such card"], 2, &["adapter", "no such card"]);
     place.fails(&model, &["--adapter", "99"], 2, &["adapter", "99"]);
     place.fails(&model, &["--sampler", "eulre"], 2, &["sampler", "eulre", "euler"]);
@@ -198,9 +191,6 @@ fn requests_that_cannot_be_met() {
 
 #[test]
 fn numbers_that_are_not_finite_make_no_picture() {
-    if adapters().is_empty() {
-        return;
-    }
     for (part, tensor, named) in [("unet", "conv_out.bias", "denoiser"), ("vae", "decoder.conv_out.bias", "decoder")] {
         let place = Workplace::new();
         let weights = format!("model/{part}/diffusion_pytorch_model.safetensors");
@@ -215,9 +205,6 @@ fn numbers_that_are_not_finite_make_no_picture() {
 
 #[test]
 fn a_long_prompt_is_a_warning() {
-    if adapters().is_empty() {
-        return;
-    }
     let place = Workplace::new();
     let prompt = "apple ".repeat(100);
     let output = place.generate(&place.at("model"), &["-n", &prompt]);

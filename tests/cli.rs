@@ -133,3 +133,23 @@ fn a_closed_pipe_is_no_panic() {
     assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
     assert!(Path::new(program).exists());
 }
+
+/// Vulkan's loader finds no driver where it is told to look in an empty place.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_adapter_is_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("none.png");
+    let nowhere = folder.path().join("no-driver.json");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_scumble"))
+        .args(["generate", "red apple", "-o"])
+        .arg(&out)
+        .env("VK_DRIVER_FILES", &nowhere)
+        .env("VK_ICD_FILENAMES", &nowhere)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("no GPU adapter") && told.contains("mesa-vulkan-drivers"), "{told}");
+    assert!(!out.exists());
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use scumble::gpu::{Gpu, GpuOptions, adapters};
+use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Layout, Operand, Shape, WeightSpec};
 use scumble::kernels::elementwise::Activation;
@@ -199,9 +199,6 @@ fn judge(case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
 }
 
 fn all(cpu: bool, types: [DType; 3]) {
-    if adapters().is_empty() {
-        return;
-    }
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     for case in cases() {
         check(&gpu, &Matrix { types, ..case }, Limits { cpu, ..gpu.limits() });
@@ -240,9 +237,6 @@ fn tile_mixed() {
 
 #[test]
 fn bands_equal_the_whole() {
-    if adapters().is_empty() {
-        return;
-    }
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let limits = Limits { binding: 4096, ..gpu.limits() };
     let case = Matrix { residual: true, ..conv(2, [9, 10], 8, 12, 3) };
@@ -264,9 +258,6 @@ fn bands_equal_the_whole() {
 /// Large enough for the larger tiles of CPU adapters.
 #[test]
 fn large_tiles() {
-    if adapters().is_empty() {
-        return;
-    }
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let limits = Limits { cpu: true, ..gpu.limits() };
     let medium = Matrix { residual: true, ..linear(99, 530, 1001) };

@@ -8,7 +8,7 @@ mod taps;
 use std::sync::{Arc, OnceLock};
 
 use golden::{Golden, assert_close, compare_pictures, folder};
-use scumble::gpu::{Gpu, GpuOptions, adapters};
+use scumble::gpu::{Gpu, GpuOptions};
 use scumble::pipelines::{Event, Request, StableDiffusion};
 use scumble::tensor::{DType, HostTensor};
 use scumble::text::{ClipTokenizer, TokenizerFiles};
@@ -19,17 +19,14 @@ const TEXT_TOLERANCE: f32 = 2e-5;
 /// Each step feeds the UNet's rounding into the next, and guidance multiplies the difference of two predictions by up to 8.5.
 const LATENT_TOLERANCE: f32 = 3e-4;
 
-/// One adapter for all tests of this file: compiled kernels are shared. `None` where there is no adapter.
-fn gpu() -> Option<Arc<Gpu>> {
-    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+/// One adapter for all tests of this file: compiled kernels are shared. Without any adapter they fail.
+fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
     GPU.get_or_init(|| open(&GpuOptions::default())).clone()
 }
 
-fn open(options: &GpuOptions) -> Option<Arc<Gpu>> {
-    if adapters().is_empty() {
-        return None;
-    }
-    Some(Arc::new(Gpu::open(options).unwrap()))
+fn open(options: &GpuOptions) -> Arc<Gpu> {
+    Arc::new(Gpu::open(options).unwrap())
 }
 
 fn checkpoint(name: &str) -> Checkpoint {
@@ -52,8 +49,7 @@ fn draw(gpu: Arc<Gpu>, name: &str, request: Request, precision: DType) -> (Vec<u
 }
 
 /// In f32: every intermediate that diffusers recorded, and the picture to at least 65 dB with no value off by more than 2.
-fn same_picture(gpu: Option<Arc<Gpu>>, name: &'static str) {
-    let Some(gpu) = gpu else { return };
+fn same_picture(gpu: Arc<Gpu>, name: &'static str) {
     let golden = Golden::open(name);
     let (rgb, dump) = draw(gpu, name, golden.request(), DType::F32);
     let dumped = |key: &str| dump.iter().find(|(name, _)| name == key).map(|(_, tensor)| tensor);
@@ -87,7 +83,7 @@ fn same_picture(gpu: Option<Arc<Gpu>>, name: &'static str) {
 
 /// In f16: the picture to at least 50 dB, where PyTorch's own f16 reaches 55 and more.
 fn near_picture(name: &'static str) {
-    let Some(gpu) = gpu() else { return };
+    let gpu = gpu();
     let golden = Golden::open(name);
     let (rgb, _) = draw(gpu, name, golden.request(), DType::F16);
     let (decibels, worst) = compare_pictures(&rgb, golden.get("image"));
