@@ -27,7 +27,7 @@ demo:
 	@tools/ensure-vulkan.sh $(TARGET)/release/scumble
 	$(TARGET)/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
 
-# The tests of kernels and pipelines pass over a machine without an adapter, so the built program is asked for one first.
+# The tests fail on a machine without an adapter; the built program is asked for one first, which installs a driver where that can be done.
 # Mesa keeps compiled shaders in the user's cache folder; the tests leave theirs under target/.
 test: export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/target/mesa-shader-cache
 test:
