@@ -5,8 +5,8 @@ use std::sync::Arc;
 use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Shape};
-use scumble::kernels::Limits;
 use scumble::kernels::attention::{Attention, call};
+use scumble::kernels::{KernelSet, Limits};
 use scumble::tensor::{DType, HostTensor};
 
 /// Rows behind the output that must stay as they were.
@@ -115,31 +115,31 @@ fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
     assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
 }
 
-fn all(cpu: bool, dtype: DType) {
+fn all(kernels: KernelSet, dtype: DType) {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     for case in cases() {
-        check(&gpu, &Attention { dtype, ..case }, Limits { cpu, ..gpu.limits() });
+        check(&gpu, &Attention { dtype, ..case }, Limits { kernels, ..gpu.limits() });
     }
 }
 
 #[test]
 fn lanes_f32() {
-    all(true, DType::F32);
+    all(KernelSet::Lanes, DType::F32);
 }
 
 #[test]
 fn tile_f32() {
-    all(false, DType::F32);
+    all(KernelSet::Tile, DType::F32);
 }
 
 #[test]
 fn lanes_f16() {
-    all(true, DType::F16);
+    all(KernelSet::Lanes, DType::F16);
 }
 
 #[test]
 fn tile_f16() {
-    all(false, DType::F16);
+    all(KernelSet::Tile, DType::F16);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn split_by_batch() {
 #[test]
 fn large_work() {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    let limits = Limits { cpu: true, ..gpu.limits() };
+    let limits = Limits { kernels: KernelSet::Lanes, ..gpu.limits() };
     for case in [cross(1, 601, 530, 1, 40), Attention { causal: true, ..fused(2, 401, 1, 80) }] {
         let constants = call(&case, &limits).unwrap().variant.constants;
         assert!(constants.contains(&("QUERIES", 4)), "{case:?}: {constants:?}");

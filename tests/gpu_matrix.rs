@@ -7,7 +7,7 @@ use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Layout, Operand, Shape, WeightSpec};
 use scumble::kernels::elementwise::Activation;
 use scumble::kernels::matrix::{Matrix, gated_rows, inputs};
-use scumble::kernels::{Limits, vectors};
+use scumble::kernels::{KernelSet, Limits, vectors};
 use scumble::tensor::{DType, HostTensor};
 
 /// Rows behind the output that must stay as they were.
@@ -198,41 +198,41 @@ fn judge(case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
     assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
 }
 
-fn all(cpu: bool, types: [DType; 3]) {
+fn all(kernels: KernelSet, types: [DType; 3]) {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     for case in cases() {
-        check(&gpu, &Matrix { types, ..case }, Limits { cpu, ..gpu.limits() });
+        check(&gpu, &Matrix { types, ..case }, Limits { kernels, ..gpu.limits() });
     }
 }
 
 #[test]
 fn lanes_f32() {
-    all(true, [DType::F32; 3]);
+    all(KernelSet::Lanes, [DType::F32; 3]);
 }
 
 #[test]
 fn tile_f32() {
-    all(false, [DType::F32; 3]);
+    all(KernelSet::Tile, [DType::F32; 3]);
 }
 
 #[test]
 fn lanes_f16() {
-    all(true, [DType::F16; 3]);
+    all(KernelSet::Lanes, [DType::F16; 3]);
 }
 
 #[test]
 fn tile_f16() {
-    all(false, [DType::F16; 3]);
+    all(KernelSet::Tile, [DType::F16; 3]);
 }
 
 #[test]
 fn lanes_mixed() {
-    all(true, [DType::F16, DType::F16, DType::F32]);
+    all(KernelSet::Lanes, [DType::F16, DType::F16, DType::F32]);
 }
 
 #[test]
 fn tile_mixed() {
-    all(false, [DType::F16, DType::F16, DType::F32]);
+    all(KernelSet::Tile, [DType::F16, DType::F16, DType::F32]);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn bands_equal_the_whole() {
 #[test]
 fn large_tiles() {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    let limits = Limits { cpu: true, ..gpu.limits() };
+    let limits = Limits { kernels: KernelSet::Lanes, ..gpu.limits() };
     let medium = Matrix { residual: true, ..linear(99, 530, 1001) };
     let gated = Matrix { gated: true, ..linear(205, 642, 1000) };
     let wide = Matrix { row_bias: true, residual: true, ..conv(2, [10, 11], 230, 320, 3) };

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::trial::Trial;
-use scumble::kernels::Limits;
 use scumble::kernels::cases::{Case, cases};
+use scumble::kernels::{KernelSet, Limits};
 
 fn all() -> &'static [Case] {
     static CASES: OnceLock<Vec<Case>> = OnceLock::new();
@@ -49,17 +49,19 @@ fn with_webgpu_defaults() {
 #[test]
 fn with_run_time_checks() {
     let gpu = open(&GpuOptions { checked: true, ..GpuOptions::default() });
-    judge(&gpu, &Limits { cpu: false, ..gpu.limits() }, |_| true);
+    judge(&gpu, &Limits { kernels: KernelSet::Tile, ..gpu.limits() }, |_| true);
     // Checks inside the unrolled loops for CPU adapters take Mesa's compiler minutes for wide heads, so only cases that
     // read in odd places run there.
     let odd = ["every axis", "tails", "to 2n - 1", "padded below", "few tokens", "two tiles and three"];
-    judge(&gpu, &Limits { cpu: true, ..gpu.limits() }, |case| odd.iter().any(|part| case.name.contains(part)));
+    judge(&gpu, &Limits { kernels: KernelSet::Lanes, ..gpu.limits() }, |case| {
+        odd.iter().any(|part| case.name.contains(part))
+    });
 }
 
 #[test]
 fn with_the_shaders_of_the_other_kind_of_adapter() {
     let gpu = open(&GpuOptions::default());
-    judge(&gpu, &Limits { cpu: false, ..gpu.limits() }, |_| true);
+    judge(&gpu, &Limits { kernels: KernelSet::Tile, ..gpu.limits() }, |_| true);
 }
 
 /// Kernels that cut their work into dispatches over bound parts of their tensors.

@@ -6,7 +6,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use scumble::kernels::attention::{self, Attention};
 use scumble::kernels::elementwise::Activation;
 use scumble::kernels::matrix::{self, Matrix};
-use scumble::kernels::{Limits, Variant};
+use scumble::kernels::{KernelSet, Limits, Variant};
 use scumble::tensor::DType;
 
 const TYPES: [[DType; 3]; 3] = [[DType::F32; 3], [DType::F16; 3], [DType::F16, DType::F16, DType::F32]];
@@ -108,8 +108,8 @@ fn check(variant: &Variant, params: usize) {
 
 #[test]
 fn every_variant_is_valid_everywhere() {
-    for cpu in [false, true] {
-        let limits = Limits { cpu, ..Limits::default() };
+    for kernels in [KernelSet::Tile, KernelSet::Lanes] {
+        let limits = Limits { kernels, ..Limits::default() };
         for case in matrices() {
             let call = case.call(&limits).expect("the case fits WebGPU's limits");
             check(&call.variant, size_of::<matrix::Params>());

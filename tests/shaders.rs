@@ -10,7 +10,7 @@ use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
 use scumble::graph::Graph;
 use scumble::kernels::cases::cases;
-use scumble::kernels::{Call, Limits, SHADERS, Variant};
+use scumble::kernels::{Call, KernelSet, Limits, SHADERS, Variant};
 use scumble::pipelines::{Request, Settings, graphs};
 use scumble::tensor::DType;
 use scumble::weights::checkpoint::Checkpoint;
@@ -70,8 +70,8 @@ fn pipelines() -> Vec<(Checkpoint, Request)> {
 fn variants() -> Variants {
     let mut variants = Variants::new();
     let pipelines = pipelines();
-    for cpu in [false, true] {
-        let limits = Limits { cpu, ..Limits::default() };
+    for kernels in [KernelSet::Tile, KernelSet::Lanes] {
+        let limits = Limits { kernels, ..Limits::default() };
         for case in cases() {
             for step in case.work(&limits).unwrap().steps {
                 collect(&mut variants, &step.call, step.reads.len(), step.writes.len());

@@ -1,6 +1,7 @@
 //! Finding and opening adapters.
 
 use crate::error::{Error, Result};
+use crate::kernels::KernelSet;
 
 /// How to choose and open an adapter.
 #[derive(Debug, Clone, Default)]
@@ -13,13 +14,13 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Binds at most this many bytes at once, as a smaller adapter would make it necessary.
     pub max_binding: Option<u64>,
-    /// Runs the kernels shaped for GPUs on a software driver too.
-    pub gpu_kernels: bool,
+    /// Which matrix and attention kernels run; those that suit the adapter if absent.
+    pub kernels: Option<KernelSet>,
 }
 
 impl GpuOptions {
     /// The developer switches of the environment: `SCUMBLE_WEBGPU_DEFAULTS=1`, `SCUMBLE_CHECKED=1`,
-    /// `SCUMBLE_GPU_KERNELS=1` and `SCUMBLE_MAX_BINDING=BYTES`.
+    /// `SCUMBLE_KERNELS=lanes|tile|coop` and `SCUMBLE_MAX_BINDING=BYTES`.
     pub fn from_environment() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|value| value != "0" && !value.is_empty());
         Self {
@@ -27,7 +28,7 @@ impl GpuOptions {
             webgpu_defaults: set("SCUMBLE_WEBGPU_DEFAULTS"),
             checked: set("SCUMBLE_CHECKED"),
             max_binding: std::env::var("SCUMBLE_MAX_BINDING").ok().and_then(|bytes| bytes.parse().ok()),
-            gpu_kernels: set("SCUMBLE_GPU_KERNELS"),
+            kernels: std::env::var("SCUMBLE_KERNELS").ok().and_then(|name| KernelSet::named(&name)),
         }
     }
 }
@@ -91,6 +92,41 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             ("subgroup size, most", u64::from(info.subgroup_max_size)),
         ],
     }
+}
+
+/// Optional features that kernels or the bench use where an adapter has them.
+const WANTED: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY
+    .union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
+    .union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES)
+    .union(wgpu::Features::PIPELINE_CACHE)
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::SUBGROUP_BARRIER);
+
+/// The size of the square matrices of f16 that an adapter multiplies and sums in f32: 16, 8 or 0.
+fn cooperative_size(adapter: &wgpu::Adapter) -> u32 {
+    let needs = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::SUBGROUP_BARRIER;
+    if !adapter.features().contains(needs) {
+        return 0;
+    }
+    let sizes = adapter.cooperative_matrix_properties();
+    let square = |size: u32| {
+        sizes.iter().any(|found| {
+            [found.m_size, found.n_size, found.k_size] == [size; 3]
+                && found.ab_type == wgpu::CooperativeScalarType::F16
+                && found.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(|size| square(*size)).unwrap_or(0)
+}
+
+/// The same for a device that was opened on the adapter: 0 if it has not got the feature.
+pub(super) fn cooperative(adapter: &wgpu::Adapter, device: &wgpu::Device) -> u32 {
+    let has = device.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    if has { cooperative_size(adapter) } else { 0 }
 }
 
 /// Discrete before integrated before virtual before software.
@@ -165,13 +201,20 @@ pub(super) fn open(
     }
     let mut features = wgpu::Features::empty();
     if !options.webgpu_defaults {
-        features |= adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        features |= adapter.features() & WANTED;
+        if cooperative_size(adapter) > 0 {
+            features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
     }
+    // SAFETY: cooperative matrices are the only experimental feature that is asked for; a variant that uses them runs
+    // only with shapes that the adapter lists, and after its numbers were compared with the reference.
+    let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("scumble"),
         required_features: features,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
+        experimental_features,
         ..Default::default()
     };
     pollster::block_on(adapter.request_device(&descriptor))

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::kernels::{Limits, Variant};
+use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
 
@@ -39,21 +39,33 @@ impl Gpu {
         let mut gpu = Self::from_device(device, queue, info, options.checked);
         gpu.watch();
         gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
-        gpu.limits.cpu &= !options.gpu_kernels;
+        gpu.limits.cooperative = adapter::cooperative(&adapter, &gpu.device);
+        gpu.limits.kernels = options.kernels.unwrap_or(match (gpu.is_cpu(), gpu.limits.cooperative) {
+            (true, _) => KernelSet::Lanes,
+            (false, 0) => KernelSet::Tile,
+            (false, _) => KernelSet::Cooperative,
+        });
         Ok(gpu)
     }
 
     /// Uses the device of a host application, which keeps the handlers of its errors and of its loss. `checked` keeps
     /// wgpu's run-time checks in the shaders.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, info: wgpu::AdapterInfo, checked: bool) -> Self {
-        let limits = device.limits();
+        let (limits, features) = (device.limits(), device.features());
         let cpu = info.device_type == wgpu::DeviceType::Cpu;
+        let same = info.subgroup_min_size == info.subgroup_max_size && features.contains(wgpu::Features::SUBGROUP);
         let limits = Limits {
             // What one texture of WebGPU's default size holds in halves, because CPU adapters stage operands in textures.
             binding: limits.max_storage_buffer_binding_size.min(if cpu { 128 << 20 } else { u64::MAX }),
             alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             workgroups: limits.max_compute_workgroups_per_dimension,
-            cpu,
+            invocations: limits.max_compute_invocations_per_workgroup,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            kernels: if cpu { KernelSet::Lanes } else { KernelSet::Tile },
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroup: if same { info.subgroup_max_size } else { 0 },
+            // Only an adapter tells which sizes of matrices a device multiplies.
+            cooperative: 0,
         };
         Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
     }

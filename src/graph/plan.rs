@@ -115,7 +115,7 @@ mod tests {
         }
         for (reads, makes) in steps {
             let reads: Vec<Operand> = reads.iter().map(|index| (*index.get(&values)).into()).collect();
-            let variant = Variant { stem: "concat", constants: vec![], types: vec![] };
+            let variant = Variant { stem: "concat", enables: vec![], constants: vec![], types: vec![] };
             let call = whole(variant, &[0u32; 4], [1, 1, 1], reads.len() + makes.len());
             let shapes: Vec<_> =
                 makes.iter().map(|(rows, channels, _)| (Shape::tokens(1, *rows, *channels), DType::F16)).collect();
@@ -171,7 +171,7 @@ mod tests {
         let mut g = Graph::new(DType::F32, Limits::default());
         let mut value = g.input("first", Shape::tokens(1, 8, 4), DType::F32);
         for _ in 0..6 {
-            let variant = Variant { stem: "concat", constants: vec![], types: vec![] };
+            let variant = Variant { stem: "concat", enables: vec![], constants: vec![], types: vec![] };
             let call = whole(variant, &[0u32; 4], [1, 1, 1], 2);
             value = g.push("step", call, vec![value.into()], Shape::tokens(1, 8, 4), DType::F32);
         }

@@ -80,7 +80,7 @@ impl Attention {
 
     /// Queries of one workgroup.
     fn tile(&self, limits: &Limits) -> u32 {
-        if limits.cpu { 8 * self.lanes().0 } else { 16 * self.rows() }
+        if limits.lanes() { 8 * self.lanes().0 } else { 16 * self.rows() }
     }
 
     /// Queries of an invocation of `attention_tile`, which keeps a part of their outputs in registers.
@@ -90,14 +90,19 @@ impl Attention {
 
     fn variant(&self, limits: &Limits) -> Variant {
         let vectors = self.width / 4;
-        if limits.cpu {
+        if limits.lanes() {
             let (queries, keys) = self.lanes();
             let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
             let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
-            return Variant { stem: "attention_lanes", constants, types: vec![("Out", self.dtype)] };
+            return Variant { stem: "attention_lanes", enables: vec![], constants, types: vec![("Out", self.dtype)] };
         }
         let constants = vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())];
-        Variant { stem: "attention_tile", constants, types: vec![("In", self.dtype), ("Out", self.dtype)] }
+        Variant {
+            stem: "attention_tile",
+            enables: vec![],
+            constants,
+            types: vec![("In", self.dtype), ("Out", self.dtype)],
+        }
     }
 
     fn spans(&self, begin: u64, end: u64, limits: &Limits) -> [Span; 3] {

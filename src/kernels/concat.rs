@@ -52,7 +52,7 @@ pub fn call(rows: u32, channels_a: u32, channels_b: u32, dtype: DType, limits: &
             }
         });
     Some(Call {
-        variant: Variant { stem: "concat", constants: vec![], types: vec![("A", dtype)] },
+        variant: Variant { stem: "concat", enables: vec![], constants: vec![], types: vec![("A", dtype)] },
         launches: launches.collect(),
         flops: 0,
         bytes: 2 * u64::from(rows) * u64::from(channels) * dtype.bytes() as u64,

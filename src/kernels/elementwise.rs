@@ -100,6 +100,7 @@ pub fn call(config: Elementwise, rows: u32, channels: u32, types: [DType; 3], li
     let binary = u32::from(config.scale_b.is_some());
     let variant = Variant {
         stem: "elementwise",
+        enables: vec![],
         constants: vec![("BINARY", binary), ("ACTIVATION", config.activation.code())],
         types: vec![("A", types[0]), ("B", types[1]), ("Y", types[2])],
     };

@@ -30,7 +30,8 @@ pub fn call(batch: u32, tokens: u32, channels: u32, split: u32, dtype: DType, li
     let width = vectors(channels);
     let count = batch * tokens * width;
     let params = Params { count, width, tokens, split };
-    let variant = Variant { stem: "embed", constants: vec![], types: vec![("Table", dtype), ("Y", dtype)] };
+    let variant =
+        Variant { stem: "embed", enables: vec![], constants: vec![], types: vec![("Table", dtype), ("Y", dtype)] };
     let call = whole(variant, &params, fold(u64::from(count).div_ceil(LANES), limits), 7);
     Call { bytes: 2 * u64::from(count) * vector_bytes(dtype), ..call }
 }

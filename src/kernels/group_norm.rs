@@ -115,7 +115,12 @@ pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     });
     let elements = u64::from(config.batch * config.positions) * u64::from(config.channels);
     Some(Call {
-        variant: Variant { stem: "group_norm_stats", constants: vec![], types: vec![("X", config.dtype)] },
+        variant: Variant {
+            stem: "group_norm_stats",
+            enables: vec![],
+            constants: vec![],
+            types: vec![("X", config.dtype)],
+        },
         launches: launches.collect(),
         flops: 4 * elements,
         bytes: elements * config.dtype.bytes() as u64,
@@ -135,7 +140,7 @@ pub fn combine(config: &GroupNorm) -> Call {
         eps: config.eps,
         pad: 0,
     };
-    let variant = Variant { stem: "group_norm_combine", constants: vec![], types: vec![] };
+    let variant = Variant { stem: "group_norm_combine", enables: vec![], constants: vec![], types: vec![] };
     whole(variant, &params, [config.groups, config.batch, 1], 3)
 }
 
@@ -171,6 +176,7 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     Some(Call {
         variant: Variant {
             stem: "group_norm",
+            enables: vec![],
             constants: vec![("SILU", u32::from(config.silu))],
             types: vec![("X", config.dtype), ("Y", config.dtype)],
         },

@@ -32,7 +32,7 @@ pub fn call(positions: u32, channels: u32, guidance: f32, phi: f32, dtype: DType
         pad0: 0,
         pad1: 0,
     };
-    let variant = Variant { stem: "guidance_rescale", constants: vec![], types: vec![("M", dtype)] };
+    let variant = Variant { stem: "guidance_rescale", enables: vec![], constants: vec![], types: vec![("M", dtype)] };
     whole(variant, &params, [1, 1, 1], 2)
 }
 

@@ -33,7 +33,7 @@ pub fn call(config: &LayerNorm, limits: &Limits) -> Call {
     let params =
         Params { rows: config.rows, width: vectors(config.channels), channels: config.channels, eps: config.eps };
     let types = vec![("X", config.dtype), ("Y", config.dtype)];
-    let variant = Variant { stem: "layer_norm", constants: vec![], types };
+    let variant = Variant { stem: "layer_norm", enables: vec![], constants: vec![], types };
     let elements = u64::from(config.rows) * u64::from(config.channels);
     let call = whole(variant, &params, fold(u64::from(config.rows), limits), 4);
     Call { flops: 8 * elements, bytes: 2 * elements * config.dtype.bytes() as u64, ..call }

@@ -113,7 +113,7 @@ impl Matrix {
 
     /// Rows and panels of one workgroup's tile.
     fn tile(&self, limits: &Limits) -> (u32, u32) {
-        if !limits.cpu {
+        if !limits.lanes() {
             return (64, 2);
         }
         let (rows, widths): (u32, &[u32]) = match self.flops() {
@@ -134,12 +134,12 @@ impl Matrix {
         let halves = 1 << u32::from(self.gated);
         let mut constants = vec![("ACTIVATION", self.activation.code()), ("HALVES", halves)];
         let [input, weight, output] = self.types;
-        if limits.cpu {
+        if limits.lanes() {
             constants.extend([("ROWS", rows), ("GROUPS", panels / halves)]);
-            return Variant { stem: "matrix_lanes", constants, types: vec![("Out", output)] };
+            return Variant { stem: "matrix_lanes", enables: vec![], constants, types: vec![("Out", output)] };
         }
         let types = vec![("In", input), ("Weight", weight), ("Out", output)];
-        Variant { stem: "matrix_tile", constants, types }
+        Variant { stem: "matrix_tile", enables: vec![], constants, types }
     }
 
     /// The part of the input that the output lines `begin..end` read; a line is one row of one picture.

@@ -73,11 +73,35 @@ shaders![
 /// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
 pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
 
+/// An optional part of WGSL that a variant needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Enable {
+    /// Half-precision numbers.
+    F16,
+    /// Subgroup operations. naga 30 takes no directive for them (browsers demand one).
+    Subgroups,
+    /// Cooperative matrices.
+    CooperativeMatrix,
+}
+
+impl Enable {
+    /// The line that a shader must begin with.
+    fn directive(self) -> Option<&'static str> {
+        match self {
+            Self::F16 => Some("enable f16;\n"),
+            Self::Subgroups => None,
+            Self::CooperativeMatrix => Some("enable wgpu_cooperative_matrix;\n"),
+        }
+    }
+}
+
 /// A shader's text behind a generated prelude of constants and element types.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The kernel's stem: `shaders/<stem>.wgsl`.
     pub stem: &'static str,
+    /// Optional parts of WGSL that the text uses. With [`Enable::F16`] halves are `vec4<f16>`, else two packed `u32`.
+    pub enables: Vec<Enable>,
     /// `const NAME: u32 = value;` lines of the prelude.
     pub constants: Vec<(&'static str, u32)>,
     /// Element types: `("In", F16)` defines `InVec`, `load_in` and `store_in`.
@@ -93,6 +117,7 @@ impl Variant {
     /// The whole WGSL source.
     pub fn source(&self) -> String {
         let mut text = String::with_capacity(8192);
+        self.enables.iter().filter_map(|enable| enable.directive()).for_each(|line| text.push_str(line));
         for (name, value) in &self.constants {
             text.push_str(&format!("const {name}: u32 = {value}u;\n"));
         }
@@ -103,6 +128,11 @@ impl Variant {
                     "alias {name}Vec = vec4<f32>;\n\
                      fn load_{lower}(v: vec4<f32>) -> vec4<f32> {{ return v; }}\n\
                      fn store_{lower}(v: vec4<f32>) -> vec4<f32> {{ return v; }}\n"
+                )),
+                DType::F16 | DType::BF16 if self.enables.contains(&Enable::F16) => text.push_str(&format!(
+                    "alias {name}Vec = vec4<f16>;\n\
+                     fn load_{lower}(v: vec4<f16>) -> vec4<f32> {{ return vec4<f32>(v); }}\n\
+                     fn store_{lower}(v: vec4<f32>) -> vec4<f16> {{ return vec4<f16>(v); }}\n"
                 )),
                 DType::F16 | DType::BF16 => text.push_str(&format!(
                     "alias {name}Vec = vec2<u32>;\n\
@@ -145,6 +175,33 @@ pub struct Call {
     pub bytes: u64,
 }
 
+/// Which family of matrix and attention kernels runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KernelSet {
+    /// Shaped for CPU adapters: one subgroup of eight lanes, operands in textures, no workgroup memory.
+    Lanes,
+    /// For any GPU: register tiles over workgroup memory.
+    Tile,
+    /// Cooperative matrices where both precision and adapter allow them, else as [`KernelSet::Tile`].
+    Cooperative,
+}
+
+impl KernelSet {
+    /// All, by the word that the environment uses.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("lanes", Self::Lanes), ("tile", Self::Tile), ("coop", Self::Cooperative)];
+
+    /// The set called `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, set)| *set)
+    }
+
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, set)| *set == self).map_or("", |(name, _)| *name)
+    }
+}
+
 /// What an adapter allows, as far as building a graph must know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -154,14 +211,41 @@ pub struct Limits {
     pub alignment: u64,
     /// Workgroups per grid axis.
     pub workgroups: u32,
-    /// Whether kernels shaped for CPU adapters (one subgroup of eight lanes, no workgroup memory) should run.
-    pub cpu: bool,
+    /// Invocations of one workgroup.
+    pub invocations: u32,
+    /// Workgroup memory in bytes.
+    pub workgroup_memory: u32,
+    /// Which matrix and attention kernels run.
+    pub kernels: KernelSet,
+    /// Whether shaders may use `f16`.
+    pub f16: bool,
+    /// Invocations of every subgroup; 0 where there are no subgroup operations or their size varies.
+    pub subgroup: u32,
+    /// Rows, columns and depth of a cooperative matrix of f16 that is summed in f32: 16, 8, or 0 where there is none.
+    pub cooperative: u32,
 }
 
 impl Default for Limits {
-    /// WebGPU's default limits.
+    /// WebGPU's default limits and no optional feature.
     fn default() -> Self {
-        Self { binding: 128 << 20, alignment: 256, workgroups: 65535, cpu: false }
+        Self {
+            binding: 128 << 20,
+            alignment: 256,
+            workgroups: 65535,
+            invocations: 256,
+            workgroup_memory: 16384,
+            kernels: KernelSet::Tile,
+            f16: false,
+            subgroup: 0,
+            cooperative: 0,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether the kernels for CPU adapters run.
+    pub fn lanes(&self) -> bool {
+        self.kernels == KernelSet::Lanes
     }
 }
 

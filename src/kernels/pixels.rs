@@ -38,7 +38,7 @@ pub fn call(pixels: u32, dtype: DType, limits: &Limits) -> Option<Call> {
         }
     });
     Some(Call {
-        variant: Variant { stem: "pixels", constants: vec![], types: vec![("X", dtype)] },
+        variant: Variant { stem: "pixels", enables: vec![], constants: vec![], types: vec![("X", dtype)] },
         launches: launches.collect(),
         flops: 0,
         bytes: u64::from(pixels) * (row + 4),

@@ -23,7 +23,7 @@ pub struct Params {
 
 /// x -> y.
 pub fn call(config: RoofCopy, limits: &Limits) -> Call {
-    let variant = Variant { stem: "roof_copy", constants: vec![], types: vec![] };
+    let variant = Variant { stem: "roof_copy", enables: vec![], constants: vec![], types: vec![] };
     let params = Params { count: config.count, pad0: 0, pad1: 0, pad2: 0 };
     let call = whole(variant, &params, fold(u64::from(config.count).div_ceil(LANES), limits), 2);
     Call { bytes: 2 * 16 * u64::from(config.count), ..call }

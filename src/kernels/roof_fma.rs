@@ -30,8 +30,12 @@ pub struct Params {
 
 /// x -> y.
 pub fn call(config: RoofFma, limits: &Limits) -> Call {
-    let variant =
-        Variant { stem: "roof_fma", constants: vec![("CHAINS", config.chains), ("UNROLLED", UNROLLED)], types: vec![] };
+    let variant = Variant {
+        stem: "roof_fma",
+        enables: vec![],
+        constants: vec![("CHAINS", config.chains), ("UNROLLED", UNROLLED)],
+        types: vec![],
+    };
     let params = Params { count: config.count, rounds: config.rounds, pad0: 0, pad1: 0 };
     let call = whole(variant, &params, fold(u64::from(config.count).div_ceil(LANES), limits), 2);
     let flops = 2 * 4 * u64::from(config.chains * UNROLLED) * u64::from(config.count) * u64::from(config.rounds);

@@ -77,7 +77,7 @@ pub fn call(config: &SchedulerStep, limits: &Limits) -> Call {
     let params = Params { vectors: count, pad0: 0, pad1: 0, pad2: 0 };
     let constants = vec![("SLOTS", config.slots), ("GUIDED", u32::from(config.guided)), ("BATCH", config.batch)];
     let types = vec![("M", config.output), ("Input", config.input)];
-    let variant = Variant { stem: "scheduler_step", constants, types };
+    let variant = Variant { stem: "scheduler_step", enables: vec![], constants, types };
     whole(variant, &params, fold(u64::from(count).div_ceil(LANES), limits), 7)
 }
 

@@ -59,7 +59,7 @@ pub fn call(config: &Sinusoid, dtype: DType, limits: &Limits) -> Call {
         scale: config.scale,
         pad: 0,
     };
-    let variant = Variant { stem: "sinusoid", constants: vec![], types: vec![("Y", dtype)] };
+    let variant = Variant { stem: "sinusoid", enables: vec![], constants: vec![], types: vec![("Y", dtype)] };
     whole(variant, &params, fold(u64::from(count).div_ceil(LANES), limits), 3)
 }
 
