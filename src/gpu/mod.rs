@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
@@ -66,6 +67,7 @@ impl Gpu {
             subgroup: if same { info.subgroup_max_size } else { 0 },
             // Only an adapter tells which sizes of matrices a device multiplies.
             cooperative: 0,
+            tuning: Tuning::default(),
         };
         Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
     }

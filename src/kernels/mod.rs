@@ -26,6 +26,7 @@ pub mod roof_copy;
 pub mod roof_fma;
 pub mod scheduler_step;
 pub mod sinusoid;
+pub mod tuning;
 
 /// Invocations of a workgroup in the kernels that take one invocation a vector.
 pub const LANES: u64 = 64;
@@ -223,6 +224,8 @@ pub struct Limits {
     pub subgroup: u32,
     /// Rows, columns and depth of a cooperative matrix of f16 that is summed in f32: 16, 8, or 0 where there is none.
     pub cooperative: u32,
+    /// Which candidates were measured to be the fastest, and which must not be used.
+    pub tuning: tuning::Tuning,
 }
 
 impl Default for Limits {
@@ -238,6 +241,7 @@ impl Default for Limits {
             f16: false,
             subgroup: 0,
             cooperative: 0,
+            tuning: tuning::Tuning::default(),
         }
     }
 }
