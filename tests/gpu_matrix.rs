@@ -255,18 +255,27 @@ fn bands_equal_the_whole() {
     check(&gpu, &case, Limits { binding: 4096 * 5, ..gpu.limits() });
 }
 
-/// Large enough for the larger tiles of CPU adapters.
+/// Large enough for the larger tiles of CPU adapters, with and without lanes that show each other what they fetched.
 #[test]
 fn large_tiles() {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    let limits = Limits { kernels: KernelSet::Lanes, ..gpu.limits() };
+    let lanes = Limits { kernels: KernelSet::Lanes, ..gpu.limits() };
+    let small = linear(41, 300, 1001);
     let medium = Matrix { residual: true, ..linear(99, 530, 1001) };
     let gated = Matrix { gated: true, ..linear(205, 642, 1000) };
     let wide = Matrix { row_bias: true, residual: true, ..conv(2, [10, 11], 230, 320, 3) };
     let tall = Matrix { types: [DType::F16; 3], ..linear(523, 610, 830) };
-    for (case, rows) in [(medium, 8), (gated, 16), (wide, 8), (Matrix { batch: 4, ..wide }, 16), (tall, 16)] {
-        let constants = case.call(&limits).unwrap().variant.constants;
-        assert!(constants.contains(&("ROWS", rows)), "{case:?}: {constants:?}");
-        check(&gpu, &case, limits);
+    let cases = [(small, 8), (medium, 16), (gated, 32), (wide, 32), (Matrix { batch: 4, ..wide }, 32), (tall, 32)];
+    for (case, rows) in cases {
+        for (subgroup, rows) in [(8, rows), (0, if rows == 32 { 16 } else { 8 })] {
+            if subgroup > gpu.limits().subgroup {
+                continue;
+            }
+            let limits = Limits { subgroup, ..lanes };
+            let constants = case.call(&limits).unwrap().variant.constants;
+            let named = |name: &str| constants.iter().find(|(known, _)| *known == name).map_or(0, |found| found.1);
+            assert!(named("ROWS") == rows || subgroup == 0 && named("ROWS") <= rows, "{case:?}: {constants:?}");
+            check(&gpu, &case, limits);
+        }
     }
 }

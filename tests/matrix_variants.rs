@@ -1,13 +1,14 @@
 //! Every variant of the matrix and attention kernels through naga: valid, and expressible for Vulkan, Metal and DX12.
 
-use naga::back::{hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+mod backends;
 
 use scumble::kernels::attention::{self, Attention};
 use scumble::kernels::elementwise::Activation;
 use scumble::kernels::matrix::{self, Matrix};
-use scumble::kernels::{KernelSet, Limits, Variant};
+use scumble::kernels::{Limits, Variant};
 use scumble::tensor::DType;
+
+use backends::{adapters, parse, write_everywhere};
 
 const TYPES: [[DType; 3]; 3] = [[DType::F32; 3], [DType::F16; 3], [DType::F16, DType::F16, DType::F32]];
 
@@ -68,13 +69,8 @@ fn attentions() -> Vec<Attention> {
 }
 
 /// Checks one variant, whose uniform takes `params` bytes on the host.
-fn check(variant: &Variant, params: usize) {
-    let source = variant.source();
-    let module =
-        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
+fn check(variant: &Variant, params: usize, limits: &Limits) {
+    let (module, info) = parse(variant);
     let members = module.types.iter().find_map(|(_, ty)| match &ty.inner {
         naga::TypeInner::Struct { members, span } if ty.name.as_deref() == Some("Params") => {
             Some((members.clone(), *span))
@@ -93,30 +89,20 @@ fn check(variant: &Variant, params: usize) {
         .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
         .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
         .sum();
-    assert!(memory <= 16384, "{variant:?}: {memory} bytes of workgroup memory");
-    spv::write_vec(&module, &info, &spv::Options::default(), None)
-        .unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
-    let metal = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
-    msl::write_string(&module, &info, &metal, &msl::PipelineOptions::default())
-        .unwrap_or_else(|e| panic!("{variant:?}: MSL: {e}"));
-    let (options, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
-    let mut text = String::new();
-    hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(&module, &info, None)
-        .unwrap_or_else(|e| panic!("{variant:?}: HLSL: {e}"));
+    assert!(memory <= limits.workgroup_memory, "{variant:?}: {memory} bytes of workgroup memory");
+    write_everywhere(variant, &module, &info);
 }
 
 #[test]
 fn every_variant_is_valid_everywhere() {
-    for kernels in [KernelSet::Tile, KernelSet::Lanes] {
-        let limits = Limits { kernels, ..Limits::default() };
+    for limits in adapters() {
         for case in matrices() {
             let call = case.call(&limits).expect("the case fits WebGPU's limits");
-            check(&call.variant, size_of::<matrix::Params>());
+            check(&call.variant, size_of::<matrix::Params>(), &limits);
         }
         for case in attentions() {
             let call = attention::call(&case, &limits).expect("the case fits WebGPU's limits");
-            check(&call.variant, size_of::<attention::Params>());
+            check(&call.variant, size_of::<attention::Params>(), &limits);
         }
     }
 }
@@ -133,5 +119,6 @@ fn both_shaders_of_a_kernel_read_the_same_parameters() {
             .collect()
     };
     assert!(fields("matrix_tile").starts_with(&fields("matrix_lanes")));
+    assert_eq!(fields("matrix_texels"), fields("matrix_lanes"));
     assert_eq!(fields("attention_tile"), fields("attention_lanes"));
 }

@@ -103,6 +103,16 @@ const WANTED: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY
     .union(wgpu::Features::SUBGROUP)
     .union(wgpu::Features::SUBGROUP_BARRIER);
 
+/// The release of Mesa from which on its software driver reads neighbouring elements of a storage buffer with one
+/// instruction; 25.0 reads them lane by lane, four times slower than texels.
+const MESA_VECTORS: u32 = 26;
+
+/// Whether a CPU adapter's storage buffers are as fast as its textures.
+pub(super) fn reads_buffers_in_vectors(info: &wgpu::AdapterInfo) -> bool {
+    let release = info.driver_info.split("Mesa ").nth(1).and_then(|rest| rest.split(['.', '-', ' ']).next());
+    release.and_then(|release| release.parse::<u32>().ok()).is_some_and(|release| release >= MESA_VECTORS)
+}
+
 /// The size of the square matrices of f16 that an adapter multiplies and sums in f32: 16, 8 or 0.
 fn cooperative_size(adapter: &wgpu::Adapter) -> u32 {
     let needs = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX

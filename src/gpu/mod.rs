@@ -63,6 +63,7 @@ impl Gpu {
             invocations: limits.max_compute_invocations_per_workgroup,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             kernels: if cpu { KernelSet::Lanes } else { KernelSet::Tile },
+            textures: !adapter::reads_buffers_in_vectors(&info),
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroup: if same { info.subgroup_max_size } else { 0 },
             // Only an adapter tells which sizes of matrices a device multiplies.

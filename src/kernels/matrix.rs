@@ -1,23 +1,19 @@
 //! What `matmul` and `conv2d` share: a convolution as an implicit matrix product, of which a linear layer is the case
 //! of one tap.
 //!
-//! Two shaders compute it: `matrix_tile` through workgroup memory on GPUs, `matrix_lanes` with one subgroup of eight
-//! lanes and texture reads on CPU adapters. Both take the operands a, w, bias, row bias and residual, in this order;
+//! `matrix_tile` computes it through workgroup memory on GPUs, `matrix_lanes` and `matrix_texels` with one subgroup of eight
+//! lanes on CPU adapters (see [`super::matrix_lanes`]). Both take the operands a, w, bias, row bias and residual, in this order;
 //! those that a product does not have are bound to the weight and never read.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::bands::{self, Span};
 use super::elementwise::Activation;
-use super::{Call, Launch, Limits, Variant, vector_bytes, vectors};
+use super::{Call, Launch, Limits, Variant, matrix_lanes, vector_bytes, vectors};
 use crate::tensor::DType;
 
 /// Columns of one panel of a packed weight.
 pub const PANEL: u32 = 32;
-/// Products from these sizes on are worth the longer compilation of a larger tile on CPU adapters (0.2, 0.6 and 2 s).
-const MEDIUM_FLOPS: u64 = 100_000_000;
-const LARGE_FLOPS: u64 = 500_000_000;
-
 /// A convolution or a linear layer (height = output height = rows, width = output width = 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Matrix {
@@ -53,7 +49,7 @@ pub struct Matrix {
     pub types: [DType; 3],
 }
 
-/// The uniform of `shaders/matrix_lanes.wgsl` and `shaders/matrix_tile.wgsl`.
+/// The uniform of `shaders/matrix_lanes.wgsl`, `shaders/matrix_texels.wgsl` and `shaders/matrix_tile.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -113,31 +109,16 @@ impl Matrix {
 
     /// Rows and panels of one workgroup's tile.
     fn tile(&self, limits: &Limits) -> (u32, u32) {
-        if !limits.lanes() {
-            return (64, 2);
-        }
-        let (rows, widths): (u32, &[u32]) = match self.flops() {
-            0..MEDIUM_FLOPS => (8, &[2, 1]),
-            MEDIUM_FLOPS..LARGE_FLOPS => (8, &[5, 4, 2, 1]),
-            LARGE_FLOPS.. => (16, &[5, 4, 2, 1]),
-        };
-        if self.gated {
-            return (rows, widths[0] & !1);
-        }
-        let cost = |panels: u32| self.panels().div_ceil(panels) * (5 * (rows + 4 * panels) + rows * panels);
-        let panels = widths.iter().copied().min_by_key(|panels| cost(*panels)).unwrap_or(1);
-        (rows, panels)
+        if limits.lanes() { matrix_lanes::tile(self, limits) } else { (64, 2) }
     }
 
     fn variant(&self, limits: &Limits) -> Variant {
-        let (rows, panels) = self.tile(limits);
-        let halves = 1 << u32::from(self.gated);
-        let mut constants = vec![("ACTIVATION", self.activation.code()), ("HALVES", halves)];
-        let [input, weight, output] = self.types;
         if limits.lanes() {
-            constants.extend([("ROWS", rows), ("GROUPS", panels / halves)]);
-            return Variant { stem: "matrix_lanes", enables: vec![], constants, types: vec![("Out", output)] };
+            return matrix_lanes::variant(self, limits);
         }
+        let halves = 1 << u32::from(self.gated);
+        let constants = vec![("ACTIVATION", self.activation.code()), ("HALVES", halves)];
+        let [input, weight, output] = self.types;
         let types = vec![("In", input), ("Weight", weight), ("Out", output)];
         Variant { stem: "matrix_tile", enables: vec![], constants, types }
     }

@@ -21,6 +21,7 @@ pub mod guidance_rescale;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
+pub mod matrix_lanes;
 pub mod pixels;
 pub mod roof_copy;
 pub mod roof_fma;
@@ -63,6 +64,8 @@ shaders![
     "layer_norm",
     "matrix_epilogue",
     "matrix_lanes",
+    "matrix_rows",
+    "matrix_texels",
     "matrix_tile",
     "pixels",
     "roof_copy",
@@ -72,7 +75,7 @@ shaders![
 ];
 
 /// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
-pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_texels", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
 
 /// An optional part of WGSL that a variant needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -148,6 +151,10 @@ impl Variant {
             text.push_str(shader_text("matrix_epilogue"));
         }
         text.push_str(shader_text(self.stem));
+        if matrix_lanes::STEMS.contains(&self.stem) {
+            text.push_str(&matrix_lanes::spread(self));
+            text.push_str(shader_text("matrix_rows"));
+        }
         text
     }
 }
@@ -218,6 +225,8 @@ pub struct Limits {
     pub workgroup_memory: u32,
     /// Which matrix and attention kernels run.
     pub kernels: KernelSet,
+    /// Whether the kernels for CPU adapters read their operands as textures instead of storage buffers.
+    pub textures: bool,
     /// Whether shaders may use `f16`.
     pub f16: bool,
     /// Invocations of every subgroup; 0 where there are no subgroup operations or their size varies.
@@ -238,6 +247,7 @@ impl Default for Limits {
             invocations: 256,
             workgroup_memory: 16384,
             kernels: KernelSet::Tile,
+            textures: true,
             f16: false,
             subgroup: 0,
             cooperative: 0,

@@ -1,0 +1,92 @@
+// out = (act(a w + bias + row_bias) + residual) * scale, or value * gelu(gate): what matrix_lanes and matrix_texels do with the operands that they fetch.
+// **Shapes** as in those two.
+// **Grid** a workgroup of 8 lanes owns ROWS rows and GROUPS x HALVES panels; a lane owns four columns of each panel. Of a, LOADS vectors are fetched at a time: with LOADS = ROWS / 8 each lane fetches those of its own rows and spread() shows them to all, with LOADS = ROWS all lanes fetch the same.
+// **Host** appends this to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < ROWS.
+// **Numbers** as in those two. Rows and panels beyond the end are computed from the first ones and not stored.
+@compute @workgroup_size(8)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let row0 = params.first_row + (group.z * groups.x + group.x) * ROWS;
+  let panel0 = group.y * GROUPS * HALVES;
+  let taps = params.kernel_height * params.kernel_width;
+  let stored_height = (params.height + params.upsample) >> params.upsample;
+  let stored_width = (params.width + params.upsample) >> params.upsample;
+  var picture: array<u32, LOADS>;
+  var top: array<u32, LOADS>;
+  var left: array<u32, LOADS>;
+  for (var r = 0u; r < LOADS; r++) {
+    let row = row0 + select(r, r * 8u + lane, LOADS < ROWS);
+    let batch = row / params.positions;
+    let position = row - batch * params.positions;
+    let y = position / params.out_width;
+    picture[r] = batch * stored_height;
+    top[r] = select(0x40000000u, y * params.stride - params.pad_top, row < params.end_row);
+    left[r] = (position - y * params.out_width) * params.stride - params.pad_left;
+  }
+  var acc: array<array<array<vec4<f32>, ROWS>, HALVES>, GROUPS>;
+  for (var ky = 0u; ky < params.kernel_height; ky++) {
+    for (var kx = 0u; kx < params.kernel_width; kx++) {
+      var start: array<u32, LOADS>;
+      var inside: array<bool, LOADS>;
+      for (var r = 0u; r < LOADS; r++) {
+        let y = top[r] + ky;
+        let x = left[r] + kx;
+        inside[r] = y < params.height && x < params.width;
+        let at = ((picture[r] + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * params.k4 - params.a_base;
+        start[r] = select(0u, at, inside[r]);
+      }
+      let tap = ky * params.kernel_width + kx;
+      for (var k = 0u; k < params.k4; k++) {
+        var loaded: array<vec4<f32>, LOADS>;
+        for (var r = 0u; r < LOADS; r++) {
+          loaded[r] = select(vec4<f32>(), fetch_a(start[r] + k), inside[r]);
+        }
+        let v = spread(loaded);
+        for (var g = 0u; g < GROUPS; g++) {
+          for (var h = 0u; h < HALVES; h++) {
+            let panel = min(panel0 + g * HALVES + h, params.panels - 1u);
+            let i = ((panel * taps + tap) * params.k4 + k) * 32u + lane;
+            let w0 = fetch_w(i);
+            let w1 = fetch_w(i + 8u);
+            let w2 = fetch_w(i + 16u);
+            let w3 = fetch_w(i + 24u);
+            for (var r = 0u; r < ROWS; r++) {
+              var sum = acc[g][h][r];
+              sum = fma(vec4<f32>(v[r].x), w0, sum);
+              sum = fma(vec4<f32>(v[r].y), w1, sum);
+              sum = fma(vec4<f32>(v[r].z), w2, sum);
+              acc[g][h][r] = fma(vec4<f32>(v[r].w), w3, sum);
+            }
+          }
+        }
+      }
+    }
+  }
+  for (var g = 0u; g < GROUPS; g++) {
+    let panel = panel0 + g * HALVES;
+    let column = panel / HALVES * 8u + lane;
+    var shift = vec4<f32>();
+    var gate_shift = vec4<f32>();
+    if ((params.flags & 1u) != 0u) {
+      shift = bias[panel * 8u + lane];
+      gate_shift = bias[(panel + HALVES - 1u) * 8u + lane];
+    }
+    for (var r = 0u; r < ROWS; r++) {
+      let row = row0 + r;
+      if (row < params.end_row && column < params.out4) {
+        var sum = acc[g][0][r] + shift;
+        if ((params.flags & 2u) != 0u) {
+          sum += fetch_row_bias(row / params.positions * params.out4 + column);
+        }
+        if (HALVES == 2u) {
+          sum *= gelu4(acc[g][HALVES - 1u][r] + gate_shift);
+        } else {
+          sum = activate(sum);
+        }
+        if ((params.flags & 4u) != 0u) {
+          sum += fetch_residual(row * params.out4 + column - params.residual_base);
+        }
+        out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
+      }
+    }
+  }
+}
