@@ -121,4 +121,5 @@ fn both_shaders_of_a_kernel_read_the_same_parameters() {
     assert!(fields("matrix_tile").starts_with(&fields("matrix_lanes")));
     assert_eq!(fields("matrix_texels"), fields("matrix_lanes"));
     assert_eq!(fields("attention_tile"), fields("attention_lanes"));
+    assert_eq!(fields("attention_texels"), fields("attention_lanes"));
 }

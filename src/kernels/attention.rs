@@ -1,16 +1,13 @@
 //! Scaled dot-product attention over heads, without storing scores.
 //!
-//! `attention_tile` shares keys and values through workgroup memory on GPUs; `attention_lanes` gives every lane its
-//! own queries and reads textures, for CPU adapters. Both take q and kv, which may be parts of one fused tensor.
+//! `attention_tile` shares keys and values through workgroup memory on GPUs; `attention_lanes` and `attention_texels` give
+//! every lane its own queries, for CPU adapters. Both take q and kv, which may be parts of one fused tensor.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::bands::{self, Span};
-use super::{Call, Launch, Limits, Variant, vector_bytes, vectors};
+use super::{Call, Launch, Limits, Variant, attention_lanes, vector_bytes, vectors};
 use crate::tensor::DType;
-
-/// Attention below this size is not worth a long compilation on CPU adapters.
-const SMALL_FLOPS: u64 = 50_000_000;
 
 /// One attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,7 +36,7 @@ pub struct Attention {
     pub dtype: DType,
 }
 
-/// The uniform of `shaders/attention_lanes.wgsl` and `shaders/attention_tile.wgsl`.
+/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_texels.wgsl` and `shaders/attention_tile.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -67,20 +64,9 @@ impl Attention {
         4 * scores * u64::from(self.width) / if self.causal { 2 } else { 1 }
     }
 
-    /// Queries of a lane and keys of a round of `attention_lanes`: the wider a head and the smaller the work, the
-    /// fewer, so that the unrolled loop is compiled in about a second or, for small work, a fraction of it.
-    fn lanes(&self) -> (u32, u32) {
-        match self.width {
-            0..=96 if self.flops() < SMALL_FLOPS => (1, 1),
-            0..=96 => (4, 1),
-            97..=192 => (2, 2),
-            _ => (1, 1),
-        }
-    }
-
     /// Queries of one workgroup.
     fn tile(&self, limits: &Limits) -> u32 {
-        if limits.lanes() { 8 * self.lanes().0 } else { 16 * self.rows() }
+        if limits.lanes() { attention_lanes::tile(self, limits) } else { 16 * self.rows() }
     }
 
     /// Queries of an invocation of `attention_tile`, which keeps a part of their outputs in registers.
@@ -89,13 +75,10 @@ impl Attention {
     }
 
     fn variant(&self, limits: &Limits) -> Variant {
-        let vectors = self.width / 4;
         if limits.lanes() {
-            let (queries, keys) = self.lanes();
-            let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
-            let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
-            return Variant { stem: "attention_lanes", enables: vec![], constants, types: vec![("Out", self.dtype)] };
+            return attention_lanes::variant(self, limits);
         }
+        let vectors = self.width / 4;
         let constants = vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())];
         Variant {
             stem: "attention_tile",

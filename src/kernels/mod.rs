@@ -10,6 +10,7 @@
 use crate::tensor::DType;
 
 pub mod attention;
+pub mod attention_lanes;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -18,6 +19,7 @@ pub mod elementwise;
 pub mod embed;
 pub mod group_norm;
 pub mod guidance_rescale;
+pub mod lanes;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
@@ -53,6 +55,8 @@ macro_rules! shaders {
 
 shaders![
     "attention_lanes",
+    "attention_rows",
+    "attention_texels",
     "attention_tile",
     "concat",
     "elementwise",
@@ -75,7 +79,7 @@ shaders![
 ];
 
 /// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
-pub const STAGED: &[(&str, &[usize])] = &[("matrix_texels", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_texels", &[0, 1, 3, 4]), ("attention_texels", &[0, 1])];
 
 /// An optional part of WGSL that a variant needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,9 +155,9 @@ impl Variant {
             text.push_str(shader_text("matrix_epilogue"));
         }
         text.push_str(shader_text(self.stem));
-        if matrix_lanes::STEMS.contains(&self.stem) {
-            text.push_str(&matrix_lanes::spread(self));
-            text.push_str(shader_text("matrix_rows"));
+        if let Some((rest, spread)) = lanes::rest(self) {
+            text.push_str(&spread);
+            text.push_str(shader_text(rest));
         }
         text
     }
