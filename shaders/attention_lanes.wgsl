@@ -18,6 +18,8 @@ struct Params {
   kv_base: u32,
   out_base: u32,
   scale: f32, // times log2(e)
+  first_query: u32,
+  end_query: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -9,10 +9,10 @@ const D4: u32 = OUTER * INNER;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
-  let first = group.x * 8u * QUERIES;
+  let first = params.first_query + group.x * 8u * QUERIES;
   var query: array<array<array<vec4<f32>, INNER>, OUTER>, QUERIES>;
   for (var r = 0u; r < QUERIES; r++) {
-    let row = min(first + r * 8u + lane, params.queries - 1u);
+    let row = min(first + r * 8u + lane, params.end_query - 1u);
     let start = (batch * params.queries + row) * params.query4 + params.q_offset + head * D4 - params.q_base;
     for (var c = 0u; c < OUTER; c++) {
       for (var d = 0u; d < INNER; d++) {
@@ -89,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   for (var r = 0u; r < QUERIES; r++) {
     let row = first + r * 8u + lane;
-    if (row < params.queries) {
+    if (row < params.end_query) {
       let start = ((batch * params.queries + row) * params.heads + head) * D4 - params.out_base;
       let share = 1.0 / total[r];
       for (var c = 0u; c < OUTER; c++) {
