@@ -1,6 +1,6 @@
 // out[m, n] as in matrix_tile, its sums over taps and k made of products of SIZE x SIZE matrices that a subgroup holds together (SPV_KHR_cooperative_matrix; Metal's simdgroup_matrix); with PARTIAL the sums of one part of k go to partials instead, for matrix_reduce.
 // **Shapes** a [B][H][W][A4], second [M][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; partials [splits][partial_rows][4 * partial4] in f32. K4 = A4 + second4, second only with one tap.
-// **Grid** a workgroup of SUBGROUPS subgroups owns ROWS rows m (x, folded into z) and COLUMNS physical columns (y), with PARTIAL one part of the steps along taps and k (z); a subgroup owns FRAG_ROWS x PAIRS x HALVES matrices of the tile, SUB_COLUMNS subgroups lying side by side.
+// **Grid** a workgroup of SUBGROUPS subgroups owns ROWS rows m (x, folded into z) and COLUMNS physical columns (y), with PARTIAL one part of the steps along taps and k (z); a subgroup owns FRAG_ROWS x (GROUPS x TOGETHER) x HALVES matrices of the tile, SUB_COLUMNS subgroups lying side by side, and finishes TOGETHER of them at a time.
 // **Host** runs it only where subgroups have SUBGROUP invocations and the adapter lists SIZE x SIZE x SIZE products of f16 summed in f32; partials has rows and columns for whole tiles; operands that the flags leave out are bound to anything.
 // **Numbers** products of halves are exact in f32 and summed there, DEPTH k at a time in the order of taps and k; the adapter may round within SIZE of them in its own way.
 alias MatA = coop_mat{SIZE}x{SIZE}<f16, A>;
@@ -21,7 +21,9 @@ alias MatC = coop_mat{SIZE}x{SIZE}<f32, C>;
 @group(0) @binding(7) var<storage, read_write> partials: array<f32>; // [splits][partial_rows][4 * partial4]
 //@end
 
-const STRIP = HALVES * SIZE * SIZE;
+const STRIP_PITCH = TOGETHER * SIZE;
+const STRIP_HALF = SIZE * STRIP_PITCH;
+const STRIP = HALVES * STRIP_HALF;
 const OUTSIDE = 0xFFFFFFFFu;
 const DEPTH4 = DEPTH / 4u;
 const INVOCATIONS = SUBGROUPS * SUBGROUP;
@@ -34,7 +36,7 @@ const B_TILE = DEPTH * B_PITCH;
 const UNIT = 4u;
 var<workgroup> tile_a: array<vec4<f16>, 2u * A_TILE / UNIT>; // [2][ROWS][A_PITCH]
 var<workgroup> tile_b: array<vec4<f16>, 2u * B_TILE / UNIT>; // [2][DEPTH][B_PITCH]
-var<workgroup> strip: array<vec4<f32>, SUBGROUPS * STRIP / UNIT>; // [SUBGROUPS][HALVES][SIZE][SIZE]
+var<workgroup> strip: array<vec4<f32>, SUBGROUPS * STRIP / UNIT>; // [SUBGROUPS][HALVES][SIZE][STRIP_PITCH]
 
 fn take(i: u32) -> vec4<f32> { return strip[i / UNIT]; }
 
@@ -46,7 +48,7 @@ fn put_b(i: u32, v: vec4<f16>) { tile_b[i / UNIT] = v; }
 const UNIT = 1u;
 var<workgroup> tile_a: array<f16, 2u * A_TILE>; // [2][ROWS][A_PITCH]
 var<workgroup> tile_b: array<f16, 2u * B_TILE>; // [2][DEPTH][B_PITCH]
-var<workgroup> strip: array<f32, SUBGROUPS * STRIP>; // [SUBGROUPS][HALVES][SIZE][SIZE]
+var<workgroup> strip: array<f32, SUBGROUPS * STRIP>; // [SUBGROUPS][HALVES][SIZE][STRIP_PITCH]
 
 fn take(i: u32) -> vec4<f32> { return vec4<f32>(strip[i], strip[i + 1u], strip[i + 2u], strip[i + 3u]); }
 
@@ -122,13 +124,13 @@ fn put_slot(to: u32, slot: u32, v: vec4<f16>) {
 }
 
 //@for _ in WHOLE
-// Stores the matrices in a subgroup's strip, whose first row and physical column are given.
-fn finish_strip(base: u32, row0: u32, column0: u32, lane: u32) {
-  for (var i = lane; i < SIZE * SIZE / 4u; i += SUBGROUP) {
-    let at = base + 4u * i;
-    let gate = take(at + (HALVES - 1u) * SIZE * SIZE);
-    let column = column0 / 4u + i % (SIZE / 4u);
-    finish(row0 + i / (SIZE / 4u), column / 8u, column % 8u, take(at), gate);
+// Stores the matrices in a subgroup's strip: rows from row0 on, the tile's pairs of matrices from pair0 on.
+fn finish_strip(base: u32, row0: u32, panel0: u32, pair0: u32, lane: u32) {
+  for (var i = lane; i < STRIP_HALF / 4u; i += SUBGROUP) {
+    let gate = take(base + 4u * i + (HALVES - 1u) * STRIP_HALF);
+    let across = i % (STRIP_PITCH / 4u);
+    let column = column_of(pair0 + across / (SIZE / 4u), 0u) / 4u + across % (SIZE / 4u);
+    finish(row0 + i / (STRIP_PITCH / 4u), panel0 + column / 8u, column % 8u, take(base + 4u * i), gate);
   }
 }
 //@end
@@ -161,11 +163,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   //@end
   let side = subgroup % SUB_COLUMNS;
   let height = subgroup / SUB_COLUMNS * FRAG_ROWS * SIZE;
-  //@for j in PAIRS
+  //@for g in GROUPS
+  //@for j in TOGETHER
   //@for h in HALVES
-  let column_{j}_{h} = column_of(side * PAIRS + {j}u, {h}u);
+  let column_{g}_{j}_{h} = column_of((side * GROUPS + {g}u) * TOGETHER + {j}u, {h}u);
   //@for i in FRAG_ROWS
-  var acc_{i}_{j}_{h} = MatC();
+  var acc_{i}_{g}_{j}_{h} = MatC();
+  //@end
   //@end
   //@end
   //@end
@@ -196,48 +200,54 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       b_{i} = fetch_b(panel0, index + {i}u * INVOCATIONS, taps, tap, slab * DEPTH4);
       //@end
     }
-    let from_a = to_a + height * A_PITCH;
-    //@for s in PRODUCTS
-    {
+    for (var deep = 0u; deep < DEPTH; deep += PRODUCTS * SIZE) {
+      let from_a = to_a + height * A_PITCH + deep;
+      let from_b = to_b + deep * B_PITCH;
+      //@for s in PRODUCTS
       //@for i in FRAG_ROWS
-      let at_{i} = (from_a + {i}u * SIZE * A_PITCH + {s}u * SIZE) / UNIT;
-      let left_{i} = coopLoadT<MatA>(&tile_a[at_{i}], A_PITCH / UNIT);
+      let at_{s}_{i} = (from_a + {i}u * SIZE * A_PITCH + {s}u * SIZE) / UNIT;
+      let left_{s}_{i} = coopLoadT<MatA>(&tile_a[at_{s}_{i}], A_PITCH / UNIT);
       //@end
-      //@for j in PAIRS
+      //@for g in GROUPS
+      //@for j in TOGETHER
       //@for h in HALVES
-      let at_{j}_{h} = (to_b + {s}u * SIZE * B_PITCH + column_{j}_{h}) / UNIT;
-      let right_{j}_{h} = coopLoadT<MatB>(&tile_b[at_{j}_{h}], B_PITCH / UNIT);
+      let at_{s}_{g}_{j}_{h} = (from_b + {s}u * SIZE * B_PITCH + column_{g}_{j}_{h}) / UNIT;
+      let right_{s}_{g}_{j}_{h} = coopLoadT<MatB>(&tile_b[at_{s}_{g}_{j}_{h}], B_PITCH / UNIT);
       //@for i in FRAG_ROWS
-      acc_{i}_{j}_{h} = coopMultiplyAdd(left_{i}, right_{j}_{h}, acc_{i}_{j}_{h});
+      acc_{i}_{g}_{j}_{h} = coopMultiplyAdd(left_{s}_{i}, right_{s}_{g}_{j}_{h}, acc_{i}_{g}_{j}_{h});
+      //@end
+      //@end
       //@end
       //@end
       //@end
     }
-    //@end
   }
-  let column0 = panel0 * 32u;
   //@for _ in WHOLE
   let base = subgroup * STRIP;
   //@for i in FRAG_ROWS
-  //@for j in PAIRS
+  //@for g in GROUPS
+  //@for j in TOGETHER
   //@for h in HALVES
-  let to_{i}_{j}_{h} = (base + {h}u * SIZE * SIZE) / UNIT;
-  coopStoreT(acc_{i}_{j}_{h}, &strip[to_{i}_{j}_{h}], SIZE / UNIT);
+  let to_{i}_{g}_{j}_{h} = (base + {h}u * STRIP_HALF + {j}u * SIZE) / UNIT;
+  coopStoreT(acc_{i}_{g}_{j}_{h}, &strip[to_{i}_{g}_{j}_{h}], STRIP_PITCH / UNIT);
+  //@end
   //@end
   subgroupBarrier();
-  finish_strip(base, row0 + height + {i}u * SIZE, column0 + column_{j}_0, lane);
+  finish_strip(base, row0 + height + {i}u * SIZE, panel0, (side * GROUPS + {g}u) * TOGETHER, lane);
   subgroupBarrier();
   //@end
   //@end
   //@end
   //@for _ in PARTIAL
   let pitch = 4u * params.partial4;
-  let part = (group.z * params.partial_rows + row0 + height) * pitch + column0;
+  let part = (group.z * params.partial_rows + row0 + height) * pitch + panel0 * 32u;
   //@for i in FRAG_ROWS
-  //@for j in PAIRS
+  //@for g in GROUPS
+  //@for j in TOGETHER
   //@for h in HALVES
-  let to_{i}_{j}_{h} = part + {i}u * SIZE * pitch + column_{j}_{h};
-  coopStoreT(acc_{i}_{j}_{h}, &partials[to_{i}_{j}_{h}], pitch);
+  let to_{i}_{g}_{j}_{h} = part + {i}u * SIZE * pitch + column_{g}_{j}_{h};
+  coopStoreT(acc_{i}_{g}_{j}_{h}, &partials[to_{i}_{g}_{j}_{h}], pitch);
+  //@end
   //@end
   //@end
   //@end

@@ -84,19 +84,32 @@ impl Tile {
         Self { family: Family::Cooperative, rows, columns, depth, subgroups, side, split: 1 }
     }
 
-    /// Bytes of workgroup memory of a cooperative tile of `size` x `size` matrices.
-    fn memory(&self, size: u32, halves: u32) -> u32 {
+    /// Bytes of workgroup memory of a cooperative tile whose subgroups finish `together` pairs of matrices at a time.
+    fn memory(&self, size: u32, halves: u32, together: u32) -> u32 {
         let staged = self.rows * (2 * self.depth + ROW_PADDING) + self.depth * (2 * self.columns + ROW_PADDING);
-        2 * staged + self.subgroups * halves * size * size * 4
+        2 * staged + self.subgroups * halves * together * size * size * 4
+    }
+
+    /// Matrices side by side in a subgroup's part, or pairs of values and gates.
+    fn pairs(&self, size: u32, halves: u32) -> u32 {
+        self.columns / (size * halves * self.side)
+    }
+
+    /// How many of them a subgroup finishes at a time: as many as there is workgroup memory for.
+    fn together(&self, halves: u32, limits: &Limits) -> u32 {
+        let (size, pairs) = (limits.cooperative, self.pairs(limits.cooperative, halves));
+        let fits = |count: &u32| {
+            pairs.is_multiple_of(*count) && self.memory(size, halves, *count) <= limits.workgroup_memory
+        };
+        (1..=pairs).rev().find(fits).unwrap_or(1)
     }
 
     /// Whether the adapter can run a cooperative tile, with gates if there are `halves`.
     fn fits(&self, limits: &Limits, halves: u32) -> bool {
         let size = limits.cooperative;
-        let pairs = self.columns / (size * halves * self.side);
-        self.memory(size, halves) <= limits.workgroup_memory
+        self.memory(size, halves, 1) <= limits.workgroup_memory
             && self.subgroups * subgroup(limits) <= limits.invocations
-            && pairs * size * halves * self.side == self.columns
+            && self.pairs(size, halves) * size * halves * self.side == self.columns
             && (halves == 1 || self.columns.is_multiple_of(64))
     }
 
@@ -205,6 +218,9 @@ impl Matrix {
         let partial = u32::from(tile.split > 1);
         // Pointers to vectors are wrong in what naga writes for Metal, whose matrices are 8 x 8.
         let vectors = u32::from(size == 16);
+        let (pairs, together) = (tile.pairs(size, halves), tile.together(halves, limits));
+        // Small matrices make a long text of an unrolled step, which Mesa's llvmpipe compiles for minutes.
+        let products = if size == 16 { tile.depth / size } else { 1 };
         vec![
             ("SIZE", size),
             ("SUBGROUP", subgroup(limits)),
@@ -214,8 +230,9 @@ impl Matrix {
             ("COLUMNS", tile.columns),
             ("DEPTH", tile.depth),
             ("FRAG_ROWS", tile.rows / (size * (tile.subgroups / tile.side))),
-            ("PAIRS", tile.columns / (size * halves * tile.side)),
-            ("PRODUCTS", tile.depth / size),
+            ("GROUPS", pairs / together),
+            ("TOGETHER", together),
+            ("PRODUCTS", products),
             ("A_LOADS", (tile.rows * tile.depth / 4).div_ceil(invocations)),
             ("B_LOADS", (tile.columns * tile.depth / 4).div_ceil(invocations)),
             ("SECOND", u32::from(self.second > 0)),
