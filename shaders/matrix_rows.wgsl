@@ -7,12 +7,14 @@
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let row0 = params.first_row + (group.z * groups.x + group.x) * ROWS;
   let panel0 = group.y * GROUPS * HALVES;
+  let a4 = params.k4 - params.second4;
   let taps = params.kernel_height * params.kernel_width;
   let stored_height = (params.height + params.upsample) >> params.upsample;
   let stored_width = (params.width + params.upsample) >> params.upsample;
   var picture: array<u32, LOADS>;
   var top: array<u32, LOADS>;
   var left: array<u32, LOADS>;
+  var other: array<u32, LOADS>;
   for (var r = 0u; r < LOADS; r++) {
     let row = row0 + select(r, r * 8u + lane, LOADS < ROWS);
     let batch = row / params.positions;
@@ -21,6 +23,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     picture[r] = batch * stored_height;
     top[r] = select(0x40000000u, y * params.stride - params.pad_top, row < params.end_row);
     left[r] = (position - y * params.out_width) * params.stride - params.pad_left;
+    other[r] = min(row, params.end_row - 1u) * params.second4 - params.second_base;
   }
   var acc: array<array<array<vec4<f32>, ROWS>, HALVES>, GROUPS>;
   for (var ky = 0u; ky < params.kernel_height; ky++) {
@@ -31,14 +34,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let y = top[r] + ky;
         let x = left[r] + kx;
         inside[r] = y < params.height && x < params.width;
-        let at = ((picture[r] + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * params.k4 - params.a_base;
+        let at = ((picture[r] + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * a4 - params.a_base;
         start[r] = select(0u, at, inside[r]);
       }
       let tap = ky * params.kernel_width + kx;
       for (var k = 0u; k < params.k4; k++) {
         var loaded: array<vec4<f32>, LOADS>;
         for (var r = 0u; r < LOADS; r++) {
-          loaded[r] = select(vec4<f32>(), fetch_a(start[r] + k), inside[r]);
+          if (SECOND == 1u && k >= a4) {
+            loaded[r] = select(vec4<f32>(), fetch_second(other[r] + k - a4), inside[r]);
+          } else {
+            loaded[r] = select(vec4<f32>(), fetch_a(start[r] + k), inside[r]);
+          }
         }
         let v = spread(loaded);
         for (var g = 0u; g < GROUPS; g++) {
@@ -75,7 +82,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       if (row < params.end_row && column < params.out4) {
         var sum = acc[g][0][r] + shift;
         if ((params.flags & 2u) != 0u) {
-          sum += fetch_row_bias(row / params.positions * params.out4 + column);
+          sum += fetch_row_bias(row / params.positions * params.row_bias4 + params.row_bias_first + column);
         }
         if (HALVES == 2u) {
           sum *= gelu4(acc[g][HALVES - 1u][r] + gate_shift);

@@ -41,6 +41,10 @@ impl Gpu {
         gpu.watch();
         gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
         gpu.limits.cooperative = adapter::cooperative(&adapter, &gpu.device);
+        if gpu.limits.cooperative > 0 && gpu.info.backend == wgpu::Backend::Metal {
+            // wgpu reports a range; every GPU with such matrices runs 32 lanes.
+            gpu.limits.subgroup = 32;
+        }
         gpu.limits.kernels = options.kernels.unwrap_or(match (gpu.is_cpu(), gpu.limits.cooperative) {
             (true, _) => KernelSet::Lanes,
             (false, 0) => KernelSet::Tile,

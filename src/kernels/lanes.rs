@@ -14,6 +14,11 @@ pub fn broadcast(limits: &Limits) -> bool {
     limits.subgroup == LANES
 }
 
+/// Whether a stem is one of these kernels'.
+pub fn is(stem: &str) -> bool {
+    stem.ends_with("_lanes") || stem.ends_with("_texels")
+}
+
 /// The stem of the text that goes on behind a variant's own, and the function between the two, which makes the vectors
 /// of all rows from those that the lanes fetched; `None` for other kernels.
 pub fn rest(variant: &Variant) -> Option<(&'static str, String)> {

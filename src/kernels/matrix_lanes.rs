@@ -39,7 +39,8 @@ pub fn variant(product: &Matrix, limits: &Limits) -> Variant {
     let broadcast = broadcast(limits);
     let loads = if broadcast { rows / LANES } else { rows };
     let [input, weight, output] = product.types;
-    let shapes = [("ROWS", rows), ("LOADS", loads), ("GROUPS", panels / halves)];
+    let shapes =
+        [("ROWS", rows), ("LOADS", loads), ("GROUPS", panels / halves), ("SECOND", u32::from(product.second > 0))];
     let constants = [("ACTIVATION", product.activation.code()), ("HALVES", halves)].into_iter().chain(shapes).collect();
     let enables = if broadcast { vec![Enable::Subgroups] } else { vec![] };
     if limits.textures {

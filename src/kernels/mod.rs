@@ -25,11 +25,14 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
 pub mod matrix_lanes;
+pub mod matrix_reduce;
+pub mod matrix_tiles;
 pub mod pixels;
 pub mod roof_copy;
 pub mod roof_fma;
 pub mod scheduler_step;
 pub mod sinusoid;
+pub mod template;
 pub mod tuning;
 
 /// Invocations of a workgroup in the kernels that take one invocation a vector.
@@ -68,8 +71,11 @@ shaders![
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
+    "matrix_coop",
     "matrix_epilogue",
+    "matrix_finish",
     "matrix_lanes",
+    "matrix_reduce",
     "matrix_rows",
     "matrix_texels",
     "matrix_tile",
@@ -81,7 +87,7 @@ shaders![
 ];
 
 /// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
-pub const STAGED: &[(&str, &[usize])] = &[("matrix_texels", &[0, 1, 3, 4]), ("attention_texels", &[0, 1])];
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_texels", &[0, 1, 2, 4, 5]), ("attention_texels", &[0, 1])];
 
 /// An optional part of WGSL that a variant needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,11 +161,14 @@ impl Variant {
         }
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
+            if !lanes::is(self.stem) && !self.constants.contains(&("PARTIAL", 1)) {
+                text.push_str(shader_text("matrix_finish"));
+            }
         }
         if self.stem == "attention_coop" {
             text.push_str(&attention_coop::text(self));
         } else {
-            text.push_str(shader_text(self.stem));
+            text.push_str(&template::expand(shader_text(self.stem), &self.constants));
         }
         if let Some((rest, spread)) = lanes::rest(self) {
             text.push_str(&spread);

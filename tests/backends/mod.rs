@@ -44,12 +44,14 @@ pub fn parse(variant: &Variant) -> (Module, ModuleInfo) {
     (module, info)
 }
 
-/// Writes a variant for every backend that can express it: DX12 has no cooperative matrices, Metal only those of size 8.
+/// Writes a variant for every backend that can express it: DX12 has no cooperative matrices; Metal has those of size 8,
+/// which naga writes rightly over scalars alone.
 pub fn write_everywhere(variant: &Variant, module: &Module, info: &ModuleInfo) {
     spv::write_vec(module, info, &spv::Options { lang_version: (1, 3), ..spv::Options::default() }, None)
         .unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
     let cooperative = variant.enables.contains(&Enable::CooperativeMatrix);
-    if !cooperative || !variant.source().contains("coop_mat16x16") {
+    let has = |constant: (&'static str, u32)| variant.constants.contains(&constant);
+    if !cooperative || has(("SIZE", 8)) && !has(("VECTORS", 1)) && !has(("CELLS", 1)) {
         let metal = msl::Options { lang_version: (2, 4), ..msl::Options::default() };
         msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{variant:?}: MSL: {e}"));

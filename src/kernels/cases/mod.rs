@@ -210,6 +210,7 @@ pub fn cases() -> Vec<Case> {
         attention::cases as fn(DType) -> Vec<Case>,
         conv2d::cases,
         matmul::cases,
+        matrix::cases,
         norms::cases,
         pointwise::cases,
         roofs::cases,
@@ -254,8 +255,19 @@ mod tests {
         let names: HashSet<_> = all.iter().map(|case| &case.name).collect();
         assert_eq!(names.len(), all.len());
         let stems: HashSet<_> = all.iter().map(|case| case.stem).collect();
-        let shared =
-            ["mod", "bands", "cases", "matrix", "matrix_lanes", "attention_coop", "attention_lanes", "lanes", "tuning"];
+        let shared = [
+            "mod",
+            "bands",
+            "cases",
+            "matrix",
+            "matrix_lanes",
+            "matrix_tiles",
+            "template",
+            "attention_coop",
+            "attention_lanes",
+            "lanes",
+            "tuning",
+        ];
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernels")).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
