@@ -39,6 +39,8 @@ const PADDED4: u32 = DEPTH * SIZE4;
 const LINE: u32 = PADDED4 + 2u;
 const WEIGHTS: u32 = KEYS / 4u + 2u;
 const SCORES: u32 = KEYS / 4u + 1u;
+// Blocks of sums that pass through the scores' memory side by side: with two, one barrier parts a block from the next.
+const SLOTS: u32 = KEYS / SIZE;
 const VALUES: u32 = KEYS * LINE;
 const SHARES: u32 = 2u * KEYS * LINE;
 
@@ -76,13 +78,52 @@ fn stage_queries(start: u32, first: u32, index: u32) {
   }
 }
 
-@compute @workgroup_size(INVOCATIONS)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) index: u32,
+fn stage_keys(start: u32, key: u32, index: u32) {
+  for (var i = index; i < KEYS * PADDED4; i += INVOCATIONS) {
+    keep(0u, i, fetch(start, key, i));
+  }
+}
+
+/// The largest scaled score of a row, of which this lane knows `mine`.
+fn row_peak(mine: vec4<f32>) -> f32 {
+  var peak = max(max(mine.x, mine.y), max(mine.z, mine.w));
+  for (var step = 1u; step < PARTS; step *= 2u) {
+    peak = max(peak, subgroupShuffleXor(peak, step));
+  }
+  return max(peak * params.scale, MASKED);
+}
+
+fn row_total(mine: f32) -> f32 {
+  var total = mine;
+  for (var step = 1u; step < PARTS; step *= 2u) {
+    total += subgroupShuffleXor(total, step);
+  }
+  return total;
+}
+
+fn shrink_slot(line: u32, slot: u32, part: u32, shrink: f32) {
+  for (var c = part; c < SIZE4; c += PARTS) {
+    let at = line * SCORES + slot * SIZE4 + c;
+    put_number(at, number(at) * shrink);
+  }
+}
+
+/// With more than one slot, the barrier of the next block parts the uses of this one.
+fn leave_slot() {
+  if (SLOTS == 1u) {
+    subgroupBarrier();
+  }
+}
+
+struct Who {
   @builtin(subgroup_id) subgroup: u32,
   @builtin(subgroup_invocation_id) lane: u32,
-) {
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32, who: Who) {
+  let subgroup = who.subgroup;
+  let lane = who.lane;
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
   let first = params.first_query + group.x * QUERIES;
@@ -99,53 +140,47 @@ fn main(
     flags[index] = 0u;
   }
   workgroupBarrier();
-  //@for r BLOCKS
-  //@for d DEPTH
+  //@for r in BLOCKS
+  //@for d in DEPTH
   let q{r}_{d} = coopLoadT<MatrixA>(&halves[((rows + {r}u * SIZE) * LINE + {d}u * SIZE4) * CELLS], LINE * CELLS);
   var o{r}_{d} = MatrixC();
   //@end
   //@end
   workgroupBarrier();
-  //@for i STAGES
-  keep(0u, index + {i}u * INVOCATIONS, fetch(keys0, 0u, index + {i}u * INVOCATIONS));
-  //@end
+  stage_keys(keys0, 0u, index);
   workgroupBarrier();
   var reference = MASKED;
   var total = 0.0;
   let end = select(params.keys, min(params.keys, first + QUERIES), params.causal == 1u);
   for (var key = 0u; key < end; key += KEYS) {
-    //@for i STAGES
+    //@for i in STAGES
     let value{i} = fetch(values0, key, index + {i}u * INVOCATIONS);
     //@end
     for (var j = 0u; j < KEYS / SIZE; j++) {
-      //@for r BLOCKS
+      //@for r in BLOCKS
       var dots{r} = MatrixC();
       //@end
-      //@for d DEPTH
+      //@for d in DEPTH
       let k{d} = coopLoad<MatrixB>(&halves[(j * SIZE * LINE + {d}u * SIZE4) * CELLS], LINE * CELLS);
-      //@for r BLOCKS
+      //@for r in BLOCKS
       dots{r} = coopMultiplyAdd(q{r}_{d}, k{d}, dots{r});
       //@end
       //@end
-      //@for r BLOCKS
+      //@for r in BLOCKS
       coopStoreT(dots{r}, &floats[((rows + {r}u * SIZE) * SCORES + j * SIZE4) * CELLS], SCORES * CELLS);
       //@end
     }
-    //@for i STAGES
+    //@for i in STAGES
     keep(VALUES, index + {i}u * INVOCATIONS, value{i});
     //@end
     subgroupBarrier();
     var peaks = vec4<f32>(MASKED);
-    //@for g GROUPS
+    //@for g in GROUPS
     let at{g} = vec4<u32>(key + ({g}u * PARTS + part) * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
     let score{g} = select(vec4<f32>(MASKED), number(line * SCORES + {g}u * PARTS + part), at{g} < vec4<u32>(visible));
     peaks = max(peaks, score{g});
     //@end
-    var peak = max(max(peaks.x, peaks.y), max(peaks.z, peaks.w));
-    for (var step = 1u; step < PARTS; step *= 2u) {
-      peak = max(peak, subgroupShuffleXor(peak, step));
-    }
-    peak = max(peak * params.scale, MASKED);
+    let peak = row_peak(peaks);
     if (key == 0u) {
       reference = peak;
     }
@@ -158,58 +193,51 @@ fn main(
       let shrink = exp2(reference - max(reference, peak));
       reference = max(reference, peak);
       total *= shrink;
-      //@for r BLOCKS
-      //@for d DEPTH
-      coopStoreT(o{r}_{d}, &floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
-      subgroupBarrier();
-      if (line - rows >= {r}u * SIZE && line - rows < {r}u * SIZE + SIZE) {
-        for (var c = part; c < SIZE4; c += PARTS) {
-          put_number(line * SCORES + c, number(line * SCORES + c) * shrink);
-        }
-      }
-      subgroupBarrier();
-      o{r}_{d} = coopLoadT<MatrixC>(&floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
-      subgroupBarrier();
+      //@for d in DEPTH
+      //@for r in BLOCKS
+      coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
+      subgroupBarrier();
+      shrink_slot(line, {d}u % SLOTS, part, shrink);
+      subgroupBarrier();
+      //@for r in BLOCKS
+      o{r}_{d} = coopLoadT<MatrixC>(&floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
+      //@end
+      leave_slot();
       //@end
     }
-    //@for g GROUPS
+    //@for g in GROUPS
     let weights{g} = vec4<f16>(exp2(fma(score{g}, vec4<f32>(params.scale), vec4<f32>(-reference))));
     total += dot(vec4<f32>(weights{g}), vec4<f32>(1.0));
     put(SHARES + line * WEIGHTS + {g}u * PARTS + part, weights{g});
     //@end
     subgroupBarrier();
-    //@for i STAGES
-    keep(0u, index + {i}u * INVOCATIONS, fetch(keys0, key + KEYS, index + {i}u * INVOCATIONS));
-    //@end
+    stage_keys(keys0, key + KEYS, index);
     for (var j = 0u; j < KEYS / SIZE; j++) {
-      //@for r BLOCKS
+      //@for r in BLOCKS
       let p{r} = coopLoadT<MatrixA>(&halves[(SHARES + (rows + {r}u * SIZE) * WEIGHTS + j * SIZE4) * CELLS], WEIGHTS * CELLS);
       //@end
-      //@for d DEPTH
+      //@for d in DEPTH
       let v{d} = coopLoadT<MatrixB>(&halves[(VALUES + j * SIZE * LINE + {d}u * SIZE4) * CELLS], LINE * CELLS);
-      //@for r BLOCKS
+      //@for r in BLOCKS
       o{r}_{d} = coopMultiplyAdd(p{r}, v{d}, o{r}_{d});
       //@end
       //@end
     }
     workgroupBarrier();
   }
-  for (var step = 1u; step < PARTS; step *= 2u) {
-    total += subgroupShuffleXor(total, step);
-  }
-  let share = 1.0 / total;
+  let share = 1.0 / row_total(total);
   let start = ((batch * params.queries + query) * params.heads + head) * D4 - params.out_base;
-  //@for d DEPTH
-  //@for r BLOCKS
-  coopStoreT(o{r}_{d}, &floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
+  //@for d in DEPTH
+  //@for r in BLOCKS
+  coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
   //@end
   subgroupBarrier();
-  for (var c = part; c < SIZE4; c += PARTS) {
-    if (query < params.end_query && {d}u * SIZE4 + c < D4) {
-      out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + c) * share);
+  for (var c = part; c < SIZE4 && query < params.end_query; c += PARTS) {
+    if ({d}u * SIZE4 + c < D4) {
+      out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + {d}u % SLOTS * SIZE4 + c) * share);
     }
   }
-  subgroupBarrier();
+  leave_slot();
   //@end
 }

@@ -36,6 +36,7 @@ const NO_KERNELS: &[&str] = &[
     "matrix_tiles",
     "template",
     "attention_coop",
+    "attention_shared",
     "attention_lanes",
     "lanes",
     "tuning",

@@ -1,14 +1,15 @@
 //! Scaled dot-product attention over heads, without storing scores.
 //!
-//! `attention_coop` multiplies on cooperative matrices; `attention_tile` shares keys and values through workgroup memory
-//! on other GPUs; `attention_lanes` and `attention_texels` give every lane its own queries, for CPU adapters. All take q
-//! and kv, which may be parts of one fused tensor.
+//! `attention_coop` multiplies on cooperative matrices; `attention_shared` and `attention_tile` share queries and keys
+//! through workgroup memory on other GPUs, the second with the least of it; `attention_lanes` and `attention_texels` give
+//! every lane its own queries, for CPU adapters. All take q and kv, which may be parts of one fused tensor.
 
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::attention_coop::Cooperative;
+use super::attention_shared::Shared;
 use super::bands::{self, Span};
 use super::{Call, KernelSet, Launch, Limits, Variant, attention_lanes, tuning, vector_bytes, vectors};
 use crate::tensor::DType;
@@ -45,8 +46,10 @@ pub struct Attention {
 pub enum Plan {
     /// `attention_lanes` or `attention_texels`.
     Lanes,
-    /// `attention_tile`.
+    /// `attention_tile`, which asks for nothing.
     Tile,
+    /// `attention_shared`.
+    Shared(Shared),
     /// `attention_coop`.
     Cooperative(Cooperative),
 }
@@ -56,12 +59,13 @@ impl fmt::Display for Plan {
         match self {
             Self::Lanes => write!(f, "lanes"),
             Self::Tile => write!(f, "tile"),
+            Self::Shared(plan) => write!(f, "{plan}"),
             Self::Cooperative(plan) => write!(f, "{plan}"),
         }
     }
 }
 
-/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_texels.wgsl`, `shaders/attention_tile.wgsl` and `shaders/attention_coop.wgsl`.
+/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_texels.wgsl`, `shaders/attention_tile.wgsl`, `shaders/attention_shared.wgsl` and `shaders/attention_coop.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -95,6 +99,7 @@ impl Attention {
         match plan {
             Plan::Lanes => attention_lanes::tile(self, limits),
             Plan::Tile => 16 * self.rows(),
+            Plan::Shared(plan) => plan.queries(),
             Plan::Cooperative(plan) => plan.queries(),
         }
     }
@@ -118,6 +123,7 @@ impl Attention {
         if limits.kernels == KernelSet::Cooperative {
             plans.extend(Cooperative::plans(self, limits).into_iter().map(Plan::Cooperative));
         }
+        plans.extend(Shared::plans(self, limits).into_iter().map(Plan::Shared));
         plans.push(Plan::Tile);
         plans
     }
@@ -132,6 +138,7 @@ impl Attention {
                 constants: vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())],
                 types: vec![("In", self.dtype), ("Out", self.dtype)],
             },
+            Plan::Shared(plan) => plan.variant(self.width, self.dtype),
             Plan::Cooperative(plan) => plan.variant(self.width),
         }
     }

@@ -1,13 +1,13 @@
 //! `attention_coop`: how an attention is laid out over cooperative matrices, and the text of its shader.
 //!
 //! Matrices live in named variables, because an array of them that a loop indexes may be put into memory; the shader's
-//! text is therefore unrolled here. Weights and scores of a subgroup pass through its own part of workgroup memory,
+//! text is therefore a template. Weights and scores of a subgroup pass through its own part of workgroup memory,
 //! because a cooperative matrix is opaque to WGSL.
 
 use std::fmt;
 
 use super::attention::Attention;
-use super::{Enable, Limits, Variant, shader_text};
+use super::{Enable, Limits, Variant};
 use crate::tensor::DType;
 
 /// Widest head whose queries and sums fit into the registers of one subgroup.
@@ -162,8 +162,8 @@ fn put_number(at: u32, value: vec4<f32>) {
 }
 ";
 
-/// What follows a variant's constants: element types of workgroup memory and of matrices, then the unrolled shader.
-pub(super) fn text(variant: &Variant) -> String {
+/// What follows a variant's constants: element types of workgroup memory and of matrices.
+pub(super) fn prelude(variant: &Variant) -> String {
     let constant = |name: &str| {
         let found = variant.constants.iter().find(|(known, _)| *known == name);
         found.unwrap_or_else(|| panic!("{}.wgsl: no constant {name}", variant.stem)).1
@@ -173,47 +173,5 @@ pub(super) fn text(variant: &Variant) -> String {
     for (role, scalar) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
         text.push_str(&format!("alias Matrix{role} = coop_mat{size}x{size}<{scalar}, {role}>;\n"));
     }
-    let lines: Vec<String> = shader_text(variant.stem).lines().map(str::to_owned).collect();
-    unroll(&lines, &constant, &mut text);
     text
-}
-
-/// Repeats the lines between `//@for i NAME` and `//@end` NAME times, `{i}` being the number of the round.
-fn unroll(lines: &[String], constant: &impl Fn(&str) -> u32, text: &mut String) {
-    let mut at = 0;
-    while at < lines.len() {
-        let Some((name, count)) = lines[at].trim().strip_prefix("//@for ").and_then(|head| head.split_once(' ')) else {
-            text.push_str(&lines[at]);
-            text.push('\n');
-            at += 1;
-            continue;
-        };
-        let mut open = 0;
-        let length = lines[at..].iter().position(|line| {
-            open += i32::from(line.trim().starts_with("//@for ")) - i32::from(line.trim() == "//@end");
-            open == 0
-        });
-        let end = at + length.unwrap_or_else(|| panic!("no //@end for {}", lines[at]));
-        for round in 0..constant(count) {
-            let wanted = format!("{{{name}}}");
-            let body: Vec<String> =
-                lines[at + 1..end].iter().map(|line| line.replace(&wanted, &round.to_string())).collect();
-            unroll(&body, constant, text);
-        }
-        at = end + 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rounds_are_nested() {
-        let lines: Vec<String> =
-            "a\n//@for i TWO\nb{i}\n//@for j TWO\nc{i}{j}\n//@end\n//@end\nd".lines().map(str::to_owned).collect();
-        let mut text = String::new();
-        unroll(&lines, &|_| 2, &mut text);
-        assert_eq!(text, "a\nb0\nc00\nc01\nb1\nc10\nc11\nd\n");
-    }
 }

@@ -181,14 +181,11 @@ impl Matrix {
         }
         let mut all = if self.cooperates(limits) { self.cooperative_candidates(limits) } else { Vec::new() };
         let tiles = [Tile::tile(128, 128), Tile::tile(64, 64), Tile::tile(32, 64)];
-        let fits = |tile: &Tile| {
-            tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations
-        };
+        let fits =
+            |tile: &Tile| tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations;
         let mut tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
         let (rows, columns, depth) = self.representative();
-        tiles.sort_by(|a, b| {
-            a.tile_cost(rows, columns, depth).total_cmp(&b.tile_cost(rows, columns, depth))
-        });
+        tiles.sort_by(|a, b| a.tile_cost(rows, columns, depth).total_cmp(&b.tile_cost(rows, columns, depth)));
         all.extend(tiles);
         all
     }

@@ -12,6 +12,7 @@ use crate::tensor::DType;
 pub mod attention;
 pub mod attention_coop;
 pub mod attention_lanes;
+pub mod attention_shared;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -61,6 +62,7 @@ shaders![
     "attention_coop",
     "attention_lanes",
     "attention_rows",
+    "attention_shared",
     "attention_texels",
     "attention_tile",
     "concat",
@@ -165,11 +167,12 @@ impl Variant {
                 text.push_str(shader_text("matrix_finish"));
             }
         }
-        if self.stem == "attention_coop" {
-            text.push_str(&attention_coop::text(self));
-        } else {
-            text.push_str(&template::expand(shader_text(self.stem), &self.constants));
+        match self.stem {
+            "attention_coop" => text.push_str(&attention_coop::prelude(self)),
+            "attention_shared" => text.push_str(attention_shared::prelude(self)),
+            _ => {}
         }
+        text.push_str(&template::expand(shader_text(self.stem), &self.constants));
         if let Some((rest, spread)) = lanes::rest(self) {
             text.push_str(&spread);
             text.push_str(shader_text(rest));

@@ -265,6 +265,7 @@ mod tests {
             "template",
             "attention_coop",
             "attention_lanes",
+            "attention_shared",
             "lanes",
             "tuning",
         ];
