@@ -2,6 +2,7 @@
 
 pub mod executor;
 pub mod plan;
+pub mod recording;
 mod staging;
 pub mod trial;
 
