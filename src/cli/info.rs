@@ -194,7 +194,7 @@ pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Sett
     for (single, half) in single.iter().zip(&half) {
         line(text, &format!("  {:<8}{:>28}{:>28}", single.stage.name(), cell(single), cell(half)));
     }
-    let most = |stages: &[StageMemory]| stages.iter().map(|stage| stage.weights + stage.activations).max().unwrap_or(0);
+    let most = |stages: &[StageMemory]| stages.iter().map(StageMemory::peak).max().unwrap_or(0);
     line(text, &format!("  {:<8}{:>28}{:>28}", "most", size(most(&single)), size(most(&half))));
     for (stages, precision) in [(&single, DType::F32), (&half, DType::F16)] {
         let faults = stages.iter().filter_map(|stage| Some((stage.stage, stage.fault.as_ref()?)));

@@ -1,19 +1,22 @@
 //! From a plan to the GPU: pipelines, buffers and bind groups made once, then one loop over the compiled launches.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 
+use rayon::prelude::*;
+
+use super::recording::{self, Pace, Recording, Submission};
+use super::rows::{decode_rows, encode_rows};
 use super::staging::{Part, Scratch, Stage};
+use super::upload::Upload;
 use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline};
 use crate::kernels::Launch;
-use crate::tensor::{DType, HostTensor};
+use crate::tensor::HostTensor;
 
 /// Weights are gathered in buffers of about this size, so that few allocations hold them all.
 const WEIGHT_BUFFER_BYTES: u64 = 256 << 20;
-/// A submission holds about this much work, so that a driver's watchdog (2 s on Windows) sees it end.
-const SUBMISSION_FLOPS: u64 = 100_000_000_000;
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
 const PARAMS_STRIDE: u64 = 256;
 
@@ -23,11 +26,14 @@ const VALUE_USAGE: wgpu::BufferUsages =
 /// Writes a weight's packed bytes: called with consecutive pieces.
 pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
-struct CompiledLaunch {
-    pipeline: Arc<Pipeline>,
-    bind_group: wgpu::BindGroup,
-    stages: Vec<Stage>,
-    workgroups: [u32; 3],
+/// One dispatch, ready to be recorded.
+pub(super) struct CompiledLaunch {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: wgpu::BindGroup,
+    pub(super) stages: Vec<Stage>,
+    pub(super) workgroups: [u32; 3],
+    /// Its share of the call's [`recording::work`].
+    pub(super) work: u64,
     flops: u64,
     node: usize,
 }
@@ -40,6 +46,7 @@ pub struct Executor {
     activations: Vec<wgpu::Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
+    pace: Arc<Mutex<Pace>>,
 }
 
 impl std::fmt::Debug for Executor {
@@ -63,14 +70,36 @@ impl Executor {
     pub fn new(
         gpu: &Arc<Gpu>,
         graph: &Graph,
+        fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        Self::sharing(gpu, graph, &[], fill)
+    }
+
+    /// The same, with inputs and outputs that lie where values of other graphs do: what one graph writes the other reads
+    /// without a copy.
+    ///
+    /// # Errors
+    /// As [`Executor::new`], and when a shared value is stored in another way than the named one.
+    pub fn sharing(
+        gpu: &Arc<Gpu>,
+        graph: &Graph,
+        shared: &[(&str, &Resident)],
         mut fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
     ) -> Result<Self> {
         if let Some(fault) = graph.fault() {
             return Err(fault.clone());
         }
         let plan = plan::plan(graph);
-        let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
-        let (weight_buffers, places) = upload(gpu, graph, &mut fill)?;
+        let given = given(graph, &plan, shared)?;
+        let buffers = allocate(gpu, graph, &plan, &given)?;
+        // The driver compiles while weights are packed and copied.
+        let (compiled, uploaded) = std::thread::scope(|scope| {
+            let compiled = scope.spawn(|| compile_pipelines(gpu, graph));
+            let uploaded = upload(gpu, graph, &mut fill);
+            (compiled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), uploaded)
+        });
+        let (weight_buffers, places) = uploaded?;
+        compiled?;
         let params = upload_params(gpu, graph)?;
         let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
         let launches = compile(gpu, graph, &memory, &params)?;
@@ -82,9 +111,11 @@ impl Executor {
             })
             .collect();
         gpu.check()?;
-        let bytes = plan.bytes() + graph.weight_bytes();
+        let elsewhere: u64 = given.keys().map(|buffer| plan.sizes[*buffer]).sum();
+        let bytes = plan.bytes() - elsewhere + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes })
+        let pace = Arc::default();
+        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes, pace })
     }
 
     /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
@@ -94,26 +125,33 @@ impl Executor {
         }
     }
 
-    /// Bytes on the GPU: weights and activations.
+    /// Bytes on the GPU: weights and activations, without what is shared with another graph.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Records and submits one run. Returns without waiting for it.
-    pub fn run(&self) {
-        let mut begin = 0;
-        while begin < self.launches.len() {
-            let mut end = begin;
-            let mut flops = 0;
-            while end < self.launches.len() && (flops < SUBMISSION_FLOPS || end == begin) {
-                flops += self.launches[end].flops;
-                end += 1;
-            }
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, &self.launches[begin..end]);
-            self.gpu.queue.submit([encoder.finish()]);
-            begin = end;
-        }
+    pub fn run(&self) -> Submission {
+        let mut recording = self.begin();
+        self.record(&mut recording);
+        recording.submit()
+    }
+
+    /// An empty recording, submitted in slices as this graph's runs before let expect.
+    pub fn begin(&self) -> Recording {
+        Recording::new(&self.gpu, &self.pace)
+    }
+
+    /// Appends one run to a recording, which another graph on the same device may have begun.
+    pub fn record(&self, recording: &mut Recording) {
+        recording.launches(&self.launches);
+    }
+
+    /// Seconds of this processor for recording one run and making the driver's commands of it, which are thrown away.
+    pub fn recording_seconds(&self) -> f64 {
+        let start = std::time::Instant::now();
+        Recording::new(&self.gpu, &Arc::default()).discard(&self.launches);
+        start.elapsed().as_secs_f64()
     }
 
     /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
@@ -122,10 +160,9 @@ impl Executor {
         self.gpu.wait()?;
         for launch in &self.launches {
             let start = std::time::Instant::now();
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, std::slice::from_ref(launch));
-            self.gpu.queue.submit([encoder.finish()]);
-            self.gpu.wait()?;
+            let mut recording = Recording::new(&self.gpu, &Arc::default());
+            recording.launches(std::slice::from_ref(launch));
+            recording.submit().wait()?;
             let row = &mut rows[launch.node];
             row.1 += start.elapsed().as_secs_f64();
             row.2 += launch.flops;
@@ -225,23 +262,6 @@ impl Executor {
     }
 }
 
-/// Records launches in as few passes as the copies between them allow.
-fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
-    let mut begin = 0;
-    while begin < launches.len() {
-        launches[begin].stages.iter().for_each(|stage| stage.record(encoder));
-        let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for launch in &launches[begin..=begin + plain] {
-            pass.set_pipeline(&launch.pipeline.pipeline);
-            pass.set_bind_group(0, &launch.bind_group, &[]);
-            let [x, y, z] = launch.workgroups;
-            pass.dispatch_workgroups(x, y, z);
-        }
-        begin += plain + 1;
-    }
-}
-
 /// Where values and weights lie.
 struct Memory<'a> {
     plan: &'a plan::Plan,
@@ -273,6 +293,13 @@ impl Memory<'_> {
             })
             .collect()
     }
+}
+
+/// Has the graph's different pipelines compiled, several at a time.
+fn compile_pipelines(gpu: &Gpu, graph: &Graph) -> Result<()> {
+    let keys = graph.nodes.iter().map(|node| (&node.call.variant, node.inputs.len(), node.outputs.len()));
+    let keys: Vec<_> = keys.collect::<HashSet<_>>().into_iter().collect();
+    keys.par_iter().try_for_each(|(variant, reads, writes)| gpu.pipeline(variant, *reads, *writes).map(drop))
 }
 
 /// Compiles every launch of every node.
@@ -316,6 +343,7 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer)
                 bind_group,
                 stages,
                 workgroups: launch.workgroups,
+                work: recording::work(&node.call) / node.call.launches.len() as u64,
                 flops: node.call.flops / node.call.launches.len() as u64,
                 node: index,
             });
@@ -346,7 +374,28 @@ fn check_binding(gpu: &Gpu, info: &ValueInfo, size: u64) -> Result<()> {
         .hint("a smaller picture, --precision f16, or another --adapter"))
 }
 
-fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsages) -> Result<Vec<wgpu::Buffer>> {
+/// The buffers of the plan that are other graphs'.
+fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Result<HashMap<usize, wgpu::Buffer>> {
+    let place = |(name, resident): &(&str, &Resident)| {
+        let named = graph.inputs.iter().chain(&graph.outputs).find(|(known, _)| known == name);
+        let value = named.map(|(_, value)| *value);
+        let value = value.unwrap_or_else(|| panic!("{name} is to be shared, but is no input or output"));
+        let (info, other) = (graph.info(value), &resident.info);
+        if info.shape != other.shape || info.dtype != other.dtype {
+            let stored = |info: &ValueInfo| format!("{} in {}", info.shape, info.dtype.name());
+            return Err(Error::new("values to be shared differ").at(name).expected(stored(info)).found(stored(other)));
+        }
+        Ok((buffer_index(plan, value), resident.buffer.clone()))
+    };
+    shared.iter().map(place).collect()
+}
+
+fn allocate(
+    gpu: &Gpu,
+    graph: &Graph,
+    plan: &plan::Plan,
+    given: &HashMap<usize, wgpu::Buffer>,
+) -> Result<Vec<wgpu::Buffer>> {
     let label = |buffer: usize| {
         let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
         let largest = owners.max_by_key(|value| {
@@ -358,11 +407,14 @@ fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsag
             |value| format!("{} {}", graph.values[value].label, graph.values[value].shape),
         )
     };
-    plan.sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&label(index), *size, usage)).collect()
+    let make = |(index, size): (usize, &u64)| match given.get(&index) {
+        Some(buffer) => Ok(buffer.clone()),
+        None => gpu.buffer(&label(index), *size, VALUE_USAGE),
+    };
+    plan.sizes.iter().enumerate().map(make).collect()
 }
 
-/// Lays the weights into large buffers and fills them piece by piece, waiting now and then so that staging memory
-/// stays bounded.
+/// Lays the weights into large buffers and fills them piece by piece.
 fn upload(
     gpu: &Gpu,
     graph: &Graph,
@@ -388,24 +440,17 @@ fn upload(
     let buffers: Result<Vec<_>> =
         sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
     let buffers = buffers?;
-    let mut pending = 0;
+    let mut upload = Upload::new(gpu);
     for (spec, (buffer, offset, size)) in graph.weights.iter().zip(&places) {
         let mut written = 0;
         fill(spec, &mut |piece: &[u8]| {
-            gpu.queue.write_buffer(&buffers[*buffer], offset + written, piece);
+            upload.write(&buffers[*buffer], offset + written, piece)?;
             written += piece.len() as u64;
-            pending += piece.len() as u64;
-            if pending > 32 << 20 {
-                pending = 0;
-                gpu.queue.submit([]);
-                gpu.wait()?;
-            }
             Ok(())
         })?;
         assert_eq!(written, *size, "weight {:?} was packed to another size than declared", spec.keys);
     }
-    gpu.queue.submit([]);
-    gpu.wait()?;
+    upload.finish()?;
     Ok((buffers, places))
 }
 
@@ -421,39 +466,4 @@ fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<wgpu::Buffer> {
     let buffer = gpu.buffer("parameters", bytes.len() as u64, usage)?;
     gpu.queue.write_buffer(&buffer, 0, &bytes);
     Ok(buffer)
-}
-
-/// Rows of C values as stored: padded with zeros to a multiple of four, in `dtype`.
-pub(crate) fn encode_rows(data: &[f32], shape: Shape, dtype: DType) -> Vec<u8> {
-    let channels = shape.channels as usize;
-    let padded = channels.next_multiple_of(4);
-    let mut bytes = Vec::with_capacity(shape.rows() as usize * padded * dtype.bytes());
-    for row in data.chunks_exact(channels) {
-        let values = row.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels));
-        match dtype {
-            DType::F32 => values.for_each(|value| bytes.extend(value.to_le_bytes())),
-            DType::F16 | DType::BF16 => values.for_each(|value| bytes.extend(half::f16::from_f32(value).to_le_bytes())),
-        }
-    }
-    bytes
-}
-
-fn decode_rows(bytes: &[u8], shape: Shape, dtype: DType) -> HostTensor {
-    let channels = shape.channels as usize;
-    let padded = channels.next_multiple_of(4);
-    let mut data = Vec::with_capacity(shape.rows() as usize * channels);
-    for row in bytes.chunks_exact(padded * dtype.bytes()) {
-        match dtype {
-            DType::F32 => {
-                data.extend(row.chunks_exact(4).take(channels).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            }
-            DType::F16 | DType::BF16 => {
-                data.extend(
-                    row.chunks_exact(2).take(channels).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
-                );
-            }
-        }
-    }
-    let axes = [shape.batch, shape.height, shape.width, shape.channels];
-    HostTensor { shape: axes.iter().map(|axis| *axis as usize).collect(), data }
 }

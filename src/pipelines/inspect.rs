@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::denoise::DenoiseStage;
 use super::request::Settings;
-use super::stages::{DecodeStage, DenoiseStage, TextStage, execute};
+use super::stages::{DecodeStage, TextStage, execute};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::executor::Executor;
@@ -45,13 +46,23 @@ pub struct StageMemory {
     pub stage: Stage,
     /// Weights as packed.
     pub weights: u64,
+    /// Those of the weights that are released before the others are loaded: what makes the UNet's keys and values of the
+    /// text.
+    pub passing: u64,
     /// Activations, inputs and outputs.
     pub activations: u64,
     /// Why it cannot run within the limits, if it cannot.
     pub fault: Option<Error>,
 }
 
-/// A stage's graph for pictures of `settings`' size. Needs no device and reads no weights.
+impl StageMemory {
+    /// The most bytes that the stage takes at once.
+    pub fn peak(&self) -> u64 {
+        self.weights - self.passing + self.activations
+    }
+}
+
+/// A stage's graph (the step's, of the denoising stage) for pictures of `settings`' size. Needs no device and reads no weights.
 ///
 /// # Errors
 /// When the checkpoint lacks a tensor, or has one of another shape or one too many.
@@ -64,7 +75,7 @@ pub fn graph(
 ) -> Result<Graph> {
     match stage {
         Stage::Text => TextStage::build(checkpoint, limits, precision, settings.clip_skip),
-        Stage::Denoise => DenoiseStage::build(checkpoint, limits, precision, settings),
+        Stage::Denoise => Ok(DenoiseStage::build(checkpoint, limits, precision, settings)?.unet),
         Stage::Decode => DecodeStage::build(checkpoint, limits, precision, settings),
     }
 }
@@ -81,9 +92,17 @@ pub fn memory(
     limits: Limits,
 ) -> Result<Vec<StageMemory>> {
     let measure = |stage| {
-        let graph = graph(stage, checkpoint, limits, precision, settings)?;
+        let (before, graph) = match stage {
+            Stage::Denoise => {
+                let graphs = DenoiseStage::build(checkpoint, limits, precision, settings)?;
+                (Some(graphs.text), graphs.unet)
+            }
+            stage => (None, self::graph(stage, checkpoint, limits, precision, settings)?),
+        };
+        let passing = before.as_ref().map_or(0, Graph::weight_bytes);
+        let fault = before.as_ref().and_then(Graph::fault).or(graph.fault()).cloned();
         let activations = plan::plan(&graph).bytes();
-        Ok(StageMemory { stage, weights: graph.weight_bytes(), activations, fault: graph.fault().cloned() })
+        Ok(StageMemory { stage, weights: passing + graph.weight_bytes(), passing, activations, fault })
     };
     Stage::ALL.into_iter().map(measure).collect()
 }
