@@ -57,13 +57,13 @@ shaders![
     "elementwise",
     "embed",
     "group_norm",
-    "group_norm_combine",
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
     "matrix_epilogue",
     "matrix_lanes",
     "matrix_tile",
+    "pair",
     "pixels",
     "roof_copy",
     "roof_fma",
@@ -146,6 +146,9 @@ impl Variant {
         }
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
+        }
+        if self.stem.starts_with("group_norm") {
+            text.push_str(shader_text("pair"));
         }
         text.push_str(shader_text(self.stem));
         text
