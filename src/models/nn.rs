@@ -123,7 +123,14 @@ fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
 }
 
 /// Records `call`, or the fault that a row of the tensor is larger than a binding.
-fn push(g: &mut Graph, label: &str, call: Option<Call>, inputs: Vec<Operand>, shape: Shape, dtype: DType) -> Value {
+pub(crate) fn push(
+    g: &mut Graph,
+    label: &str,
+    call: Option<Call>,
+    inputs: Vec<Operand>,
+    shape: Shape,
+    dtype: DType,
+) -> Value {
     match call {
         Some(call) => g.push(label, call, inputs, shape, dtype),
         None => {
@@ -312,7 +319,7 @@ pub fn layer_norm(g: &mut Graph, w: &Weights<'_>, x: Value, eps: f32) -> Value {
     let bias = vector(g, &w.at("bias"), shape.channels);
     let config = LayerNorm { rows: shape.rows(), channels: shape.channels, eps, dtype };
     let call = layer_norm::call(&config, g.limits());
-    g.push(w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
+    push(g, w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
 }
 
 /// x [B, T, C] attends to context [B, S, D], or to itself; residual [B, T, C] is added after the output projection.
@@ -420,5 +427,5 @@ pub fn select_row(g: &mut Graph, label: &str, x: Value, rows: Value) -> Value {
     let zeros = g.constant(vec![0.0; from.channels.next_multiple_of(4) as usize]);
     let call = embed::call(batch, 1, from.channels, from.rows(), dtype, g.limits());
     let inputs = vec![rows.into(), zeros.into(), x.into(), x.into(), x.into(), x.into()];
-    g.push(label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
+    push(g, label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
 }

@@ -93,7 +93,7 @@ impl Kernel for Normed<LayerNorm> {
         let LayerNorm { rows, channels, dtype, .. } = self.config;
         let mut tensors = tensors(&self.numbers(rows, channels, dtype), channels, dtype);
         tensors.push(Tensor::made("y", rows, channels, dtype));
-        Some(Work::of(layer_norm::call(&self.config, limits), tensors, 1))
+        Some(Work::of(layer_norm::call(&self.config, limits)?, tensors, 1))
     }
 
     fn expected(&self) -> Vec<Expected> {
@@ -161,6 +161,8 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let layers = [
         ("transformer of SD", layer(128, 320)),
         ("CLIP", layer(77, 768)),
+        ("longer than registers", layer(5, 2309)),
+        ("many rows", layer(1021, 12)),
         ("one channel", layer(3, 1)),
         ("channels not a multiple of four", layer(7, 131)),
         ("fewer vectors than lanes", layer(5, 21)),
