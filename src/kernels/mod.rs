@@ -38,6 +38,8 @@ pub mod tuning;
 
 /// Invocations of a workgroup in the kernels that take one invocation a vector.
 pub const LANES: u64 = 64;
+/// Vectors that a workgroup takes in the kernels whose invocations take several each.
+pub const BATCH: u64 = 4 * LANES;
 
 /// The text of `shaders/<stem>.wgsl`.
 ///
@@ -69,7 +71,6 @@ shaders![
     "elementwise",
     "embed",
     "group_norm",
-    "group_norm_combine",
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
@@ -81,9 +82,12 @@ shaders![
     "matrix_rows",
     "matrix_texels",
     "matrix_tile",
+    "pair",
     "pixels",
     "roof_copy",
     "roof_fma",
+    "rows_subgroup",
+    "rows_workgroup",
     "scheduler_step",
     "sinusoid",
 ];
@@ -170,6 +174,9 @@ impl Variant {
         match self.stem {
             "attention_coop" => text.push_str(&attention_coop::prelude(self)),
             "attention_shared" => text.push_str(attention_shared::prelude(self)),
+            "group_norm" | "group_norm_stats" => text.push_str(shader_text("pair")),
+            "layer_norm" if self.enables.contains(&Enable::Subgroups) => text.push_str(shader_text("rows_subgroup")),
+            "layer_norm" => text.push_str(shader_text("rows_workgroup")),
             _ => {}
         }
         text.push_str(&template::expand(shader_text(self.stem), &self.constants));
