@@ -2,7 +2,8 @@
 
 use super::super::elementwise::Activation;
 use super::super::matrix::{Matrix, PANEL, gated_rows, inputs};
-use super::super::{Limits, vectors};
+use super::super::tuning::{Class, Product};
+use super::super::{Call, Limits, vectors};
 use super::{EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
 use crate::tensor::DType;
 
@@ -80,6 +81,29 @@ fn pack(config: &Matrix, weight: &[f64]) -> Vec<f64> {
     packed
 }
 
+/// What a product of `numbers` must give, and how far each may be off in f32.
+fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
+    let values = numbers.reference(config);
+    let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*config });
+    // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
+    let k = if config.gated { 3.0 * K } else { 1.2 * K };
+    let curved = config.gated || config.activation != Activation::None;
+    let relative = k * EPS + if curved { ACTIVATION } else { 0.0 };
+    (values, magnitudes.iter().map(|magnitude| relative * magnitude).collect())
+}
+
+/// The class of a product and what may run for it.
+fn choices(config: &Matrix, limits: &Limits) -> (Class, Vec<String>) {
+    let product = match config {
+        _ if config.gated => Product::Gated,
+        _ if config.kernel == [1, 1] => Product::Linear,
+        _ => Product::Convolution,
+    };
+    let class = Class::matrix(product, config.rows(), config.types[0]);
+    let name = config.call(limits).map_or("matrix", |call| call.variant.stem);
+    (class, vec![name.to_owned()])
+}
+
 impl Kernel for Matrix {
     fn work(&self, limits: &Limits) -> Option<Work> {
         let numbers = Numbers::of(self);
@@ -113,14 +137,118 @@ impl Kernel for Matrix {
     }
 
     fn expected(&self) -> Vec<Expected> {
-        let numbers = Numbers::of(self);
-        let values = numbers.reference(self);
-        let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*self });
-        // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
-        let k = if self.gated { 3.0 * K } else { 1.2 * K };
-        let curved = self.gated || self.activation != Activation::None;
-        let relative = k * EPS + if curved { ACTIVATION } else { 0.0 };
-        let tolerances = magnitudes.iter().map(|magnitude| relative * magnitude).collect();
+        let (values, tolerances) = judged(self, &Numbers::of(self));
         vec![Expected::new("out", self.types[2], values, tolerances)]
+    }
+    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
+        Some(choices(self, limits))
+    }
+
+    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
+        self.call(limits).map(|call| vec![call])
+    }
+}
+
+/// A product too large to be compared whole: some of its rows and columns are, each dot product in full.
+pub(super) struct Sampled(pub(super) Matrix);
+
+/// Rows and columns of a sample.
+const SAMPLE: [usize; 2] = [24, 40];
+
+/// `count` of the places below `end`, ends included, spread without a common period.
+pub(super) fn sample(count: usize, end: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..count).map(|i| (i * (end - 1) / (count - 1).max(1) + i * i) % end).collect();
+    places.extend([0, end - 1]);
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+impl Sampled {
+    /// The sampled rows as a linear layer over what the taps read, [rows][K][taps]. For strides of 1.
+    fn windows(&self, x: &[f64], rows: &[usize]) -> Vec<f64> {
+        let Matrix { input: [height, width], output: [lines, columns], inputs, kernel, padding, .. } = self.0;
+        let mut windows = Vec::new();
+        for row in rows.iter().map(|row| *row as u32) {
+            let (picture, y, x0) = (row / (lines * columns), row / columns % lines, row % columns);
+            for k in 0..inputs {
+                for tap in 0..kernel[0] * kernel[1] {
+                    let iy = (y + tap / kernel[1]).wrapping_sub(padding[0]);
+                    let ix = (x0 + tap % kernel[1]).wrapping_sub(padding[1]);
+                    let inside = iy < height && ix < width;
+                    let at = |pixel: u32| x[(pixel * inputs + k) as usize];
+                    windows.push(if inside { at((picture * height + iy) * width + ix) } else { 0.0 });
+                }
+            }
+        }
+        windows
+    }
+}
+
+impl Kernel for Sampled {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        self.0.work(limits)
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let config = &self.0;
+        let whole = Numbers::of(config);
+        let outputs = config.outputs as usize;
+        let fan = (config.inputs * config.kernel[0] * config.kernel[1]) as usize;
+        let (rows, columns) = (sample(SAMPLE[0], config.rows() as usize), sample(SAMPLE[1], outputs));
+        let gates = columns.iter().filter(|_| config.gated).map(|column| outputs + column);
+        let physical: Vec<usize> = columns.iter().copied().chain(gates).collect();
+        let cells = || rows.iter().flat_map(|row| columns.iter().map(move |column| row * outputs + column));
+        let part = Numbers {
+            x: self.windows(&whole.x, &rows),
+            weight: physical.iter().flat_map(|n| &whole.weight[n * fan..][..fan]).copied().collect(),
+            bias: physical.iter().map(|n| whole.bias[*n]).collect(),
+            row_bias: vec![],
+            residual: cells().map(|cell| whole.residual[cell]).collect(),
+        };
+        let linear = Matrix {
+            batch: 1,
+            input: [rows.len() as u32, 1],
+            output: [rows.len() as u32, 1],
+            inputs: fan as u32,
+            outputs: columns.len() as u32,
+            kernel: [1, 1],
+            padding: [0, 0],
+            ..*config
+        };
+        let (values, tolerances) = judged(&linear, &part);
+        let expected = Expected::new("out", config.types[2], values, tolerances);
+        vec![Expected { places: Some(cells().collect()), ..expected }]
+    }
+
+    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
+        self.0.choices(limits)
+    }
+
+    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
+        self.0.calls(limits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sample is the same as those places of the whole reference.
+    #[test]
+    fn samples_agree_with_the_whole() {
+        let base = super::super::tuning::product(DType::F16, 2, [9, 7], 12, 50);
+        for config in [
+            Matrix { kernel: [3; 2], padding: [1; 2], ..base },
+            Matrix { batch: 1, input: [90, 1], output: [90, 1], gated: true, residual: true, ..base },
+        ] {
+            let (whole, part) = (&config.expected()[0], &Sampled(config).expected()[0]);
+            let places = part.places.as_ref().unwrap();
+            assert!(places.len() > 500 && places.contains(&0) && places.contains(&(whole.values.len() - 1)));
+            for (place, (value, tolerance)) in places.iter().zip(part.values.iter().zip(&part.tolerances)) {
+                assert!((value - whole.values[*place]).abs() <= 1e-12, "{place}");
+                assert!((tolerance - whole.tolerances[*place]).abs() <= 1e-12, "{place}");
+            }
+        }
     }
 }
