@@ -60,4 +60,5 @@ pub mod pipelines;
 pub mod sampling;
 pub mod tensor;
 pub mod text;
+pub mod tune;
 pub mod weights;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::staging::{Part, Scratch, Stage};
 use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
 use crate::error::{Error, Result};
+use crate::gpu::stopwatch::Stopwatch;
 use crate::gpu::{Gpu, Pipeline};
 use crate::kernels::Launch;
 use crate::tensor::{DType, HostTensor};
@@ -114,6 +115,15 @@ impl Executor {
             self.gpu.queue.submit([encoder.finish()]);
             begin = end;
         }
+    }
+
+    /// Seconds of one run on the device, the mean of `count` recorded together. Blocks. The work must be short enough for
+    /// one submission.
+    pub fn time(&self, count: u32) -> Result<f64> {
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let stopwatch = Stopwatch::start(&self.gpu, &mut encoder)?;
+        (0..count.max(1)).for_each(|_| record(&mut encoder, &self.launches));
+        Ok(stopwatch.stop(&self.gpu, encoder)? / f64::from(count.max(1)))
     }
 
     /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
