@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Progress, Record, Subject, verified};
+use super::{Progress, Record, Subject, in_short, verified};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::trial::Trial;
@@ -56,8 +56,9 @@ pub fn run(
                 }
                 Err(fault) => {
                     gpu.check()?;
+                    let fault = in_short(&fault);
                     tracing::warn!("{class}: {} is not used: {fault}", outcome.name);
-                    outcome.fault = Some(fault.to_string());
+                    outcome.fault = Some(fault);
                 }
             }
         }

@@ -13,7 +13,7 @@ pub mod store;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::trial::Trial;
 use crate::kernels::Limits;
@@ -22,6 +22,9 @@ use crate::kernels::tuning::Class;
 use crate::tensor::DType;
 
 pub use record::{ClassRecord, Outcome, Record};
+
+/// Characters that are kept of what is wrong with a candidate.
+const FAULT_LENGTH: usize = 300;
 
 /// A problem that can be solved in several ways, with what must come of it.
 pub trait Subject: Sync {
@@ -120,6 +123,12 @@ pub fn recall(gpu: &Gpu, precision: DType, cache_dir: Option<&Path>) -> Option<R
     Some(record)
 }
 
+/// A fault on one line of a bearable length; compilers tell more.
+fn in_short(fault: &Error) -> String {
+    let words: Vec<_> = fault.to_string().split_whitespace().map(str::to_owned).collect();
+    words.join(" ").chars().take(FAULT_LENGTH).collect()
+}
+
 /// Runs a candidate `runs` times on poisoned buffers, compares the first run with the reference and the others with the
 /// first, bit by bit. `None` where it does not fit the limits.
 ///
@@ -138,7 +147,7 @@ fn verified<'a>(gpu: &Arc<Gpu>, subject: &'a dyn Subject, candidate: usize, runs
         }
         let bytes = trial.results()?;
         if first.get_or_insert_with(|| bytes.clone()) != &bytes {
-            let error = crate::error::Error::new("the same work gave other numbers").at(&subject.case().name);
+            let error = Error::new("the same work gave other numbers").at(&subject.case().name);
             return Err(error.expected("the same bits in every run"));
         }
     }

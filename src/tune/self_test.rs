@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Progress, Record, Subject, verified};
+use super::{Progress, Record, Subject, in_short, verified};
 use crate::error::Result;
 use crate::gpu::Gpu;
 
@@ -41,7 +41,7 @@ pub fn run(
     // Drivers compile on the thread that asks, and a reference takes as long as many runs, so threads help.
     let faults: Vec<Option<String>> = trials
         .par_iter()
-        .map(|(subject, _, candidate)| verified(gpu, *subject, *candidate, RUNS).err().map(|fault| fault.to_string()))
+        .map(|(subject, _, candidate)| verified(gpu, *subject, *candidate, RUNS).err().as_ref().map(in_short))
         .collect();
     gpu.check()?;
     for ((_, class, candidate), fault) in trials.into_iter().zip(faults) {
