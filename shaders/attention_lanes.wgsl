@@ -18,6 +18,8 @@ struct Params {
   kv_base: u32,
   out_base: u32,
   scale: f32, // times log2(e)
+  first_query: u32,
+  end_query: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -36,10 +38,10 @@ fn texel(i: u32) -> vec2<u32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
-  let first = group.x * 8u * QUERIES;
+  let first = params.first_query + group.x * 8u * QUERIES;
   var query: array<array<array<vec4<f32>, INNER>, OUTER>, QUERIES>;
   for (var r = 0u; r < QUERIES; r++) {
-    let row = min(first + r * 8u + lane, params.queries - 1u);
+    let row = min(first + r * 8u + lane, params.end_query - 1u);
     let start = (batch * params.queries + row) * params.query4 + params.q_offset + head * D4 - params.q_base;
     for (var c = 0u; c < OUTER; c++) {
       for (var d = 0u; d < INNER; d++) {
@@ -105,7 +107,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   for (var r = 0u; r < QUERIES; r++) {
     let row = first + r * 8u + lane;
-    if (row < params.queries) {
+    if (row < params.end_query) {
       let start = ((batch * params.queries + row) * params.heads + head) * D4 - params.out_base;
       let share = 1.0 / total[r];
       for (var c = 0u; c < OUTER; c++) {

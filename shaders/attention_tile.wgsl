@@ -18,6 +18,8 @@ struct Params {
   kv_base: u32,
   out_base: u32,
   scale: f32, // times log2(e)
+  first_query: u32,
+  end_query: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -36,7 +38,7 @@ var<workgroup> scores: array<vec4<f32>, 8u * QUERIES>; // [8 vectors of keys][QU
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
-  let first = group.x * QUERIES;
+  let first = params.first_query + group.x * QUERIES;
   let lane = index & 7u;
   let line = index >> 3u;
   let queries0 = batch * params.queries * params.query4 + params.q_offset + head * D4 - params.q_base;
@@ -54,7 +56,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var d = 0u; d < D4; d += 4u) {
       for (var i = index; i < 4u * QUERIES; i += 128u) {
         let part = d + (i & 3u);
-        let row = min(first + (i >> 2u), params.queries - 1u);
+        let row = min(first + (i >> 2u), params.end_query - 1u);
         var value = vec4<f32>();
         if (part < D4) {
           value = load_in(q[queries0 + row * params.query4 + part]);
@@ -133,7 +135,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let start = ((batch * params.queries + query) * params.heads + head) * D4 - params.out_base;
     let share = 1.0 / total[r];
     for (var c = 0u; c < VECTORS; c++) {
-      if (query < params.queries && c * 8u + lane < D4) {
+      if (query < params.end_query && c * 8u + lane < D4) {
         out[start + c * 8u + lane] = store_out(sums[r][c] * share);
       }
     }

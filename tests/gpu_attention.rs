@@ -5,7 +5,8 @@ use std::sync::Arc;
 use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Shape};
-use scumble::kernels::attention::{Attention, call};
+use scumble::kernels::attention::{Attention, Plan, call};
+use scumble::kernels::attention_coop::Cooperative;
 use scumble::kernels::{KernelSet, Limits};
 use scumble::tensor::{DType, HostTensor};
 
@@ -56,6 +57,25 @@ fn cases() -> Vec<Attention> {
     ]
 }
 
+/// Shapes that hurt: one key, tiles and one more, widths that are padded, keys of one pass, a head in the middle of its
+/// row, and scores in the thousands, so that the running maximum moves by far more than halves can hold.
+fn hard() -> Vec<Attention> {
+    let sharp = |case: Attention| Attention { scale: 30.0, ..case };
+    vec![
+        cross(1, 33, 1, 2, 40),
+        cross(2, 129, 77, 2, 40),
+        cross(1, 65, 33, 1, 128),
+        cross(1, 16, 97, 1, 148),
+        cross(1, 40, 80, 2, 64),
+        fused(1, 131, 2, 24),
+        Attention { causal: true, ..fused(1, 131, 1, 40) },
+        sharp(fused(1, 150, 2, 64)),
+        sharp(Attention { causal: true, ..fused(1, 100, 1, 80) }),
+        sharp(cross(1, 20, 77, 2, 160)),
+        Attention { query_channels: 200, key_channels: 300, offsets: [8, 12, 156], ..cross(1, 37, 70, 2, 40) },
+    ]
+}
+
 /// Values of spread 4 around `shift`.
 fn noise(seed: u64, count: usize, shift: f32, dtype: DType) -> Vec<f32> {
     let mut state = seed;
@@ -73,7 +93,14 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| f64::from(*value)).collect()
 }
 
+/// Runs what `limits` choose.
 fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
+    let plans = case.candidates(&limits);
+    check_plan(gpu, case, &plans[limits.tuning.pick(case.class(), plans.len())], limits);
+}
+
+fn check_plan(gpu: &Arc<Gpu>, case: &Attention, plan: &Plan, limits: Limits) {
+    let begun = std::time::Instant::now();
     let to = Shape::tokens(case.batch, case.queries, case.query_channels);
     let from = Shape::tokens(case.batch, case.keys, case.key_channels);
     let q = noise(0x9E37_79B9, (to.rows() * to.channels) as usize, 0.5, case.dtype);
@@ -81,7 +108,7 @@ fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
     let mut g = Graph::new(case.dtype, limits);
     let (a, b) = (g.input("q", to, case.dtype), g.input("kv", from, case.dtype));
     let inner = case.heads * case.width;
-    let mut call = call(case, &limits).expect("the case fits the limits");
+    let mut call = case.run_as(plan, &limits).expect("the case fits the limits");
     if call.launches.len() == 1 {
         call.launches[0].ranges[2] = None;
     }
@@ -100,25 +127,37 @@ fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
     let got = executor.read("out").unwrap().data;
     let expected = case.reference(&wide(&q), &wide(&kv));
     // Outputs are means of values below 3. A score s = scale sum q k errs by about eps sqrt(D) |q||k| scale, and the
-    // weights by as much relatively; halves round the result once.
+    // weights by as much relatively; halves round the result once, and with matrices the weights, whose values are at
+    // most 4 apart.
     let sum = f64::from(case.scale) * f64::from(case.width) * 2.5 * 3.0;
-    let half = if case.dtype == DType::F32 { 0.0 } else { 3.0 / 2048.0 };
+    let half = match (case.dtype, plan) {
+        (DType::F32, _) => 0.0,
+        (_, Plan::Cooperative(_)) => (3.0 + 4.0) / 2048.0,
+        _ => 3.0 / 2048.0,
+    };
     let tolerance = 8.0 * f64::from(f32::EPSILON) * sum.max(4.0) + half;
     for (i, value) in expected.iter().enumerate() {
         let difference = (f64::from(got[i]) - value).abs();
         assert!(
             difference <= tolerance,
-            "{case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}",
+            "{plan}: {case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}",
             got[i]
         );
     }
-    assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
+    assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{plan}: {case:?}: wrote behind the output");
+    eprintln!("{plan} {case:?}: {:?}", begun.elapsed());
 }
 
+/// The first candidate of every case, and the others in turn, since software drivers compile for long.
 fn all(kernels: KernelSet, dtype: DType) {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    for case in cases() {
-        check(&gpu, &Attention { dtype, ..case }, Limits { kernels, ..gpu.limits() });
+    let limits = Limits { kernels, ..gpu.limits() };
+    for (turn, case) in cases().into_iter().chain(hard()).map(|case| Attention { dtype, ..case }).enumerate() {
+        let plans = case.candidates(&limits);
+        check_plan(&gpu, &case, &plans[0], limits);
+        if plans.len() > 1 {
+            check_plan(&gpu, &case, &plans[1 + turn % (plans.len() - 1)], limits);
+        }
     }
 }
 
@@ -140,6 +179,52 @@ fn lanes_f16() {
 #[test]
 fn tile_f16() {
     all(KernelSet::Tile, DType::F16);
+}
+
+/// Tells on standard error where there is nothing to test, as on most software drivers.
+#[test]
+fn cooperative_f16() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    if gpu.limits().cooperative == 0 {
+        eprintln!("{} has no cooperative matrices: not tested", gpu.describe());
+        return;
+    }
+    all(KernelSet::Cooperative, DType::F16);
+}
+
+/// The layout of workgroup memory for larger matrices, with matrices of 8 where a driver of Vulkan has only these.
+#[test]
+fn cooperative_over_vectors() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let limits = Limits { kernels: KernelSet::Cooperative, ..gpu.limits() };
+    if limits.cooperative == 0 || !gpu.describe().contains("Vulkan") {
+        eprintln!("{} has no cooperative matrices over vectors: not tested", gpu.describe());
+        return;
+    }
+    let heads = hard().into_iter().filter(|case| case.width <= 64);
+    for case in heads.map(|case| Attention { dtype: DType::F16, ..case }) {
+        if let Plan::Cooperative(plan) = case.candidates(&limits)[0] {
+            let plan = Plan::Cooperative(Cooperative { vectors: true, ..plan });
+            check_plan(&gpu, &case, &plan, limits);
+        }
+    }
+}
+
+/// Bindings that hold the keys of a batch element and some of its queries.
+#[test]
+fn split_by_queries() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    for kernels in [KernelSet::Lanes, KernelSet::Tile, KernelSet::Cooperative] {
+        let limits = Limits { binding: 40960, kernels, ..gpu.limits() };
+        for dtype in [DType::F32, DType::F16] {
+            for case in [cross(2, 700, 9, 2, 40), Attention { causal: true, ..cross(1, 600, 50, 1, 64) }] {
+                let case = Attention { dtype, ..case };
+                let launches = call(&case, &limits).expect("keys fit").launches.len();
+                assert!(launches > case.batch as usize, "{case:?}: {launches} launches");
+                check(&gpu, &case, limits);
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Scaled dot-product attention over heads, without storing scores.
 //!
-//! `attention_tile` shares keys and values through workgroup memory on GPUs; `attention_lanes` gives every lane its
-//! own queries and reads textures, for CPU adapters. Both take q and kv, which may be parts of one fused tensor.
+//! `attention_coop` multiplies on cooperative matrices; `attention_tile` shares keys and values through workgroup memory
+//! on other GPUs; `attention_lanes` gives every lane its own queries and reads textures, for CPU adapters. All take q and
+//! kv, which may be parts of one fused tensor.
+
+use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::attention_coop::Cooperative;
 use super::bands::{self, Span};
-use super::{Call, Launch, Limits, Variant, vector_bytes, vectors};
+use super::{Call, KernelSet, Launch, Limits, Variant, tuning, vector_bytes, vectors};
 use crate::tensor::DType;
 
 /// Attention below this size is not worth a long compilation on CPU adapters.
@@ -39,7 +43,28 @@ pub struct Attention {
     pub dtype: DType,
 }
 
-/// The uniform of `shaders/attention_lanes.wgsl` and `shaders/attention_tile.wgsl`.
+/// One way to run an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// `attention_lanes`.
+    Lanes,
+    /// `attention_tile`.
+    Tile,
+    /// `attention_coop`.
+    Cooperative(Cooperative),
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lanes => write!(f, "lanes"),
+            Self::Tile => write!(f, "tile"),
+            Self::Cooperative(plan) => write!(f, "{plan}"),
+        }
+    }
+}
+
+/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_tile.wgsl` and `shaders/attention_coop.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -57,7 +82,8 @@ pub struct Params {
     kv_base: u32,
     out_base: u32,
     scale: f32,
-    pad: [u32; 2],
+    first_query: u32,
+    end_query: u32,
 }
 
 impl Attention {
@@ -79,8 +105,12 @@ impl Attention {
     }
 
     /// Queries of one workgroup.
-    fn tile(&self, limits: &Limits) -> u32 {
-        if limits.lanes() { 8 * self.lanes().0 } else { 16 * self.rows() }
+    fn tile(&self, plan: &Plan) -> u32 {
+        match plan {
+            Plan::Lanes => 8 * self.lanes().0,
+            Plan::Tile => 16 * self.rows(),
+            Plan::Cooperative(plan) => plan.queries(),
+        }
     }
 
     /// Queries of an invocation of `attention_tile`, which keeps a part of their outputs in registers.
@@ -88,38 +118,92 @@ impl Attention {
         if self.width <= 160 { 4 } else { 1 }
     }
 
-    fn variant(&self, limits: &Limits) -> Variant {
-        let vectors = self.width / 4;
+    /// The shape class by which candidates are tuned.
+    pub fn class(&self) -> tuning::Class {
+        tuning::Class::attention(self.width, self.keys, self.dtype)
+    }
+
+    /// The ways to run it within `limits`, the best guess first and one that runs on any such adapter last.
+    pub fn candidates(&self, limits: &Limits) -> Vec<Plan> {
         if limits.lanes() {
-            let (queries, keys) = self.lanes();
-            let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
-            let constants = vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
-            return Variant { stem: "attention_lanes", enables: vec![], constants, types: vec![("Out", self.dtype)] };
+            return vec![Plan::Lanes];
         }
-        let constants = vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())];
-        Variant {
-            stem: "attention_tile",
-            enables: vec![],
-            constants,
-            types: vec![("In", self.dtype), ("Out", self.dtype)],
+        let mut plans = Vec::new();
+        if limits.kernels == KernelSet::Cooperative {
+            plans.extend(Cooperative::plans(self, limits).into_iter().map(Plan::Cooperative));
+        }
+        plans.push(Plan::Tile);
+        plans
+    }
+
+    fn variant(&self, plan: &Plan) -> Variant {
+        let vectors = self.width / 4;
+        match plan {
+            Plan::Lanes => {
+                let (queries, keys) = self.lanes();
+                let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
+                let constants =
+                    vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys)];
+                Variant { stem: "attention_lanes", enables: vec![], constants, types: vec![("Out", self.dtype)] }
+            }
+            Plan::Tile => Variant {
+                stem: "attention_tile",
+                enables: vec![],
+                constants: vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())],
+                types: vec![("In", self.dtype), ("Out", self.dtype)],
+            },
+            Plan::Cooperative(plan) => plan.variant(self.width),
         }
     }
 
-    fn spans(&self, begin: u64, end: u64, limits: &Limits) -> [Span; 3] {
+    /// What the queries of `band`, the keys and the outputs bind.
+    fn spans(&self, band: &Band, limits: &Limits) -> [Span; 3] {
         let vector = vector_bytes(self.dtype);
-        let part = |rows: u32, width: u32| {
-            bands::span(begin, end, u64::from(rows) * u64::from(width) * vector, vector, limits)
+        let part = |begin: u64, end: u64, width: u32| {
+            bands::span(begin, end, u64::from(width) * vector, vector, limits)
         };
+        let keys = u64::from(self.keys);
+        let queries = u64::from(self.queries);
+        let begin = band.batch.0 * queries + band.queries.0;
+        let end = (band.batch.1 - 1) * queries + band.queries.1;
         [
-            part(self.queries, vectors(self.query_channels)),
-            part(self.keys, vectors(self.key_channels)),
-            part(self.queries, self.heads * self.width / 4),
+            part(begin, end, vectors(self.query_channels)),
+            part(band.batch.0 * keys, band.batch.1 * keys, vectors(self.key_channels)),
+            part(begin, end, self.heads * self.width / 4),
         ]
     }
 
-    fn launch(&self, begin: u64, end: u64, tile: u32, limits: &Limits) -> Launch {
-        let spans = self.spans(begin, end, limits);
+    /// Bands of whole batch elements, or where one is too large, of queries of each; `None` when the keys of one or a
+    /// workgroup's queries are larger than a binding.
+    fn bands(&self, tile: u32, limits: &Limits) -> Option<Vec<Band>> {
+        let limit = u64::from(limits.workgroups);
+        let queries = u64::from(self.queries);
+        let tile = u64::from(tile);
+        let fits = |band: &Band| {
+            self.spans(band, limits).iter().all(|part| part.size <= limits.binding)
+                && (band.batch.1 - band.batch.0) * u64::from(self.heads) <= limit
+                && (band.queries.1 - band.queries.0).div_ceil(tile) <= limit
+        };
+        let whole = |begin: u64, end: u64| Band { batch: (begin, end), queries: (0, queries) };
+        if let Some(found) = bands::split(u64::from(self.batch), |begin, end| fits(&whole(begin, end))) {
+            return Some(found.into_iter().map(|(begin, end)| whole(begin, end)).collect());
+        }
+        // Whole workgroups, so that neighbours in a workgroup are the same as without bands, to the bit.
+        let part = |element: u64, begin: u64, end: u64| Band {
+            batch: (element, element + 1),
+            queries: (begin * tile, (end * tile).min(queries)),
+        };
+        let elements = 0..u64::from(self.batch);
+        let found = bands::split(queries.div_ceil(tile), |begin, end| {
+            elements.clone().all(|element| fits(&part(element, begin, end)))
+        })?;
+        Some(elements.flat_map(|element| found.iter().map(move |(begin, end)| part(element, *begin, *end))).collect())
+    }
+
+    fn launch(&self, band: &Band, tile: u32, limits: &Limits) -> Launch {
+        let spans = self.spans(band, limits);
         let [q_offset, k_offset, v_offset] = self.offsets.map(|offset| offset / 4);
+        let [first_query, end_query] = [band.queries.0, band.queries.1].map(|query| query as u32);
         let params = Params {
             queries: self.queries,
             keys: self.keys,
@@ -130,18 +214,34 @@ impl Attention {
             q_offset,
             k_offset,
             v_offset,
-            first_batch: begin as u32,
+            first_batch: band.batch.0 as u32,
             q_base: spans[0].base,
             kv_base: spans[1].base,
             out_base: spans[2].base,
             scale: self.scale * std::f32::consts::LOG2_E,
-            pad: [0; 2],
+            first_query,
+            end_query,
         };
+        let elements = (band.batch.1 - band.batch.0) as u32;
         Launch {
             params: bytemuck::bytes_of(&params).to_vec(),
-            workgroups: [self.queries.div_ceil(tile), (end - begin) as u32 * self.heads, 1],
+            workgroups: [(end_query - first_query).div_ceil(tile), elements * self.heads, 1],
             ranges: spans.iter().map(|part| Some((part.offset, part.size))).collect(),
         }
+    }
+
+    /// The dispatches of `plan`. `None` when the keys of one batch element are larger than a binding.
+    ///
+    /// # Panics
+    /// When the head width or an offset is no multiple of four.
+    pub fn run_as(&self, plan: &Plan, limits: &Limits) -> Option<Call> {
+        let aligned = self.width.is_multiple_of(4) && self.offsets.iter().all(|offset| offset.is_multiple_of(4));
+        assert!(aligned, "attention needs head widths and offsets that are multiples of four: {self:?}");
+        let tile = self.tile(plan);
+        let launches = self.bands(tile, limits)?.iter().map(|band| self.launch(band, tile, limits)).collect();
+        let rows = u64::from(self.batch) * (2 * u64::from(self.queries) + 2 * u64::from(self.keys));
+        let bytes = rows * u64::from(self.heads * self.width / 4) * vector_bytes(self.dtype);
+        Some(Call { variant: self.variant(plan), launches, flops: self.flops(), bytes })
     }
 
     /// The same in f64: q [B, TQ, query_channels], kv [B, TK, key_channels] -> [B, TQ, heads * width].
@@ -172,23 +272,27 @@ impl Attention {
     }
 }
 
-/// The dispatches. `None` when one batch element is larger than a binding.
+/// The part of an attention that one dispatch computes: batch elements, and of each these queries.
+struct Band {
+    batch: (u64, u64),
+    queries: (u64, u64),
+}
+
+/// The dispatches of the candidate that was tuned, or guessed. `None` when the keys of one batch element are larger
+/// than a binding.
 ///
 /// # Panics
 /// When the head width or an offset is no multiple of four.
 pub fn call(config: &Attention, limits: &Limits) -> Option<Call> {
-    let aligned = config.width.is_multiple_of(4) && config.offsets.iter().all(|offset| offset.is_multiple_of(4));
-    assert!(aligned, "attention needs head widths and offsets that are multiples of four: {config:?}");
-    let tile = config.tile(limits);
-    let limit = u64::from(limits.workgroups);
-    let bands = bands::split(u64::from(config.batch), |begin, end| {
-        config.spans(begin, end, limits).iter().all(|part| part.size <= limits.binding)
-            && (end - begin) * u64::from(config.heads) <= limit
-            && u64::from(config.queries.div_ceil(tile)) <= limit
-    })?;
-    let variant = config.variant(limits);
-    let launches = bands.into_iter().map(|(begin, end)| config.launch(begin, end, tile, limits)).collect();
-    let rows = u64::from(config.batch) * (2 * u64::from(config.queries) + 2 * u64::from(config.keys));
-    let bytes = rows * u64::from(config.heads * config.width / 4) * vector_bytes(config.dtype);
-    Some(Call { variant, launches, flops: config.flops(), bytes })
+    let count = config.candidates(limits).len();
+    call_with(config, limits.tuning.pick(config.class(), count), limits)
+}
+
+/// The dispatches of one candidate, counted as in [`Attention::candidates`]. `None` when there is no such candidate or
+/// the keys of one batch element are larger than a binding.
+///
+/// # Panics
+/// When the head width or an offset is no multiple of four.
+pub fn call_with(config: &Attention, candidate: usize, limits: &Limits) -> Option<Call> {
+    config.run_as(config.candidates(limits).get(candidate)?, limits)
 }

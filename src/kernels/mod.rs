@@ -10,6 +10,7 @@
 use crate::tensor::DType;
 
 pub mod attention;
+pub mod attention_coop;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -51,6 +52,7 @@ macro_rules! shaders {
 }
 
 shaders![
+    "attention_coop",
     "attention_lanes",
     "attention_tile",
     "concat",
@@ -147,7 +149,11 @@ impl Variant {
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
         }
-        text.push_str(shader_text(self.stem));
+        if self.stem == "attention_coop" {
+            text.push_str(&attention_coop::text(self));
+        } else {
+            text.push_str(shader_text(self.stem));
+        }
         text
     }
 }

@@ -1,0 +1,152 @@
+//! Every plan of an attention for adapters of several kinds through naga: valid, within the adapter's workgroup memory,
+//! and expressible where such an adapter is found.
+
+use std::collections::HashSet;
+
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::{AddressSpace, Module};
+
+use scumble::kernels::attention::{Attention, Params, Plan, call_with};
+use scumble::kernels::{Enable, KernelSet, Limits, Variant};
+use scumble::tensor::DType;
+
+fn attentions() -> Vec<Attention> {
+    let mut all = Vec::new();
+    for dtype in [DType::F32, DType::F16] {
+        for width in [4, 12, 24, 40, 64, 80, 128, 148, 160, 512] {
+            for keys in [1, 77, 4096] {
+                all.push(Attention {
+                    batch: 1,
+                    queries: 64,
+                    keys,
+                    heads: 2,
+                    width,
+                    scale: 1.0,
+                    causal: false,
+                    query_channels: 2 * width,
+                    key_channels: 4 * width,
+                    offsets: [0, 0, 2 * width],
+                    dtype,
+                });
+            }
+        }
+    }
+    all
+}
+
+/// WebGPU's defaults, subgroups of some sizes, NVIDIA, AMD, Metal, and Mesa's software driver with matrices of 8.
+fn adapters() -> Vec<Limits> {
+    let plain = Limits::default();
+    let half = Limits { f16: true, workgroup_memory: 32768, ..plain };
+    let coop = |cooperative, subgroup, workgroup_memory| Limits {
+        cooperative,
+        subgroup,
+        workgroup_memory,
+        invocations: 1024,
+        kernels: KernelSet::Cooperative,
+        ..half
+    };
+    let mut all = vec![plain, half];
+    all.extend([4, 8, 16, 32, 64].map(|subgroup| Limits { subgroup, ..plain }));
+    all.extend([8, 32, 64].map(|subgroup| Limits { subgroup, ..half }));
+    all.extend([coop(16, 32, 49152), coop(16, 64, 65536), coop(8, 32, 32768), coop(8, 8, 32768)]);
+    all
+}
+
+fn parse(variant: &Variant) -> (Module, ModuleInfo) {
+    let source = variant.source();
+    let module =
+        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    for enable in &variant.enables {
+        capabilities |= match enable {
+            Enable::F16 => Capabilities::SHADER_FLOAT16,
+            Enable::Subgroups => Capabilities::SUBGROUP | Capabilities::SUBGROUP_BARRIER,
+            Enable::CooperativeMatrix => Capabilities::COOPERATIVE_MATRIX,
+        };
+    }
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    validator.subgroup_operations(SubgroupOperationSet::all());
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
+    (module, info)
+}
+
+/// Cooperative matrices exist in Vulkan, and those of 8 in Metal if they lie in scalars; no writer of HLSL has them.
+fn write(variant: &Variant, module: &Module, info: &ModuleInfo, plan: &Plan) {
+    let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+    spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
+    let matrices = match plan {
+        Plan::Cooperative(plan) => Some(plan),
+        _ => None,
+    };
+    if matrices.is_none_or(|plan| plan.size == 8 && !plan.vectors) {
+        let metal = msl::Options { lang_version: (2, 4), ..msl::Options::default() };
+        msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{variant:?}: MSL: {e}"));
+    }
+    if matrices.is_none() {
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..hlsl::Options::default() };
+        let (plain, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
+        let options = if variant.enables.is_empty() { &plain } else { &options };
+        let mut text = String::new();
+        hlsl::Writer::new(&mut text, options, &pipeline)
+            .write(module, info, None)
+            .unwrap_or_else(|e| panic!("{variant:?}: HLSL: {e}"));
+    }
+}
+
+fn check(variant: &Variant, plan: &Plan, limits: &Limits) {
+    let (module, info) = parse(variant);
+    let params = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params")).expect("Params").1;
+    assert!(params.inner.size(module.to_ctx()) as usize <= size_of::<Params>(), "{variant:?}: Params");
+    let shared = module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::WorkGroup);
+    let memory: u32 = shared.map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx())).sum();
+    assert!(memory <= limits.workgroup_memory, "{variant:?}: {memory} bytes of workgroup memory");
+    let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
+    assert!(invocations <= limits.invocations, "{variant:?}: {invocations} invocations");
+    write(variant, &module, &info, plan);
+}
+
+#[test]
+fn every_plan_is_valid() {
+    let mut seen = HashSet::new();
+    for limits in adapters() {
+        for case in attentions() {
+            let plans = case.candidates(&limits);
+            assert!(!plans.is_empty() && plans.len() <= 16, "{case:?}: {} candidates", plans.len());
+            for (index, plan) in plans.iter().enumerate() {
+                let variant = call_with(&case, index, &limits).expect("the case fits the limits").variant;
+                if seen.insert((variant.clone(), limits.workgroup_memory)) {
+                    check(&variant, plan, &limits);
+                }
+            }
+        }
+    }
+}
+
+/// Where matrices are, heads of the published models run on them.
+#[test]
+fn cooperative_matrices_come_first() {
+    for limits in adapters().into_iter().filter(|limits| limits.cooperative != 0) {
+        for case in attentions().into_iter().filter(|case| case.dtype == DType::F16 && case.width <= 160) {
+            let first = case.candidates(&limits)[0];
+            assert!(matches!(first, Plan::Cooperative(_)), "{case:?}: {first}");
+        }
+    }
+}
+
+/// What a driver allows and Metal does not: the same kernel over vectors of four in workgroup memory.
+#[test]
+fn matrices_over_vectors_are_valid() {
+    for limits in adapters().into_iter().filter(|limits| limits.cooperative != 0) {
+        for case in attentions() {
+            for plan in case.candidates(&limits) {
+                if let Plan::Cooperative(plan) = plan {
+                    let plan = Plan::Cooperative(scumble::kernels::attention_coop::Cooperative { vectors: true, ..plan });
+                    check(&case.run_as(&plan, &limits).unwrap().variant, &plan, &limits);
+                }
+            }
+        }
+    }
+}
