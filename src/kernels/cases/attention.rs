@@ -82,9 +82,8 @@ impl Kernel for Heads {
     }
 
     fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
-        let Attention { width, keys, dtype, .. } = self.config;
-        let name = call(&self.config, limits).map_or("attention", |call| call.variant.stem);
-        Some((Class::attention(width, keys, dtype), vec![name.to_owned()]))
+        let names = self.config.candidates(limits).iter().map(ToString::to_string).collect();
+        Some((self.config.class(), names))
     }
 
     fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {

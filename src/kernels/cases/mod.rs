@@ -308,7 +308,7 @@ mod tests {
         let names: HashSet<_> = all.iter().map(|case| &case.name).collect();
         assert_eq!(names.len(), all.len());
         let stems: HashSet<_> = all.iter().map(|case| case.stem).collect();
-        let shared = ["mod", "bands", "cases", "matrix", "tuning"];
+        let shared = ["mod", "attention_coop", "bands", "cases", "matrix", "tuning"];
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernels")).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
