@@ -39,6 +39,8 @@ const PADDED4: u32 = DEPTH * SIZE4;
 const LINE: u32 = PADDED4 + 2u;
 const WEIGHTS: u32 = KEYS / 4u + 2u;
 const SCORES: u32 = KEYS / 4u + 1u;
+// Blocks of sums that pass through the scores' memory side by side: with two, one barrier parts a block from the next.
+const SLOTS: u32 = KEYS / SIZE;
 const VALUES: u32 = KEYS * LINE;
 const SHARES: u32 = 2u * KEYS * LINE;
 
@@ -158,19 +160,22 @@ fn main(
       let shrink = exp2(reference - max(reference, peak));
       reference = max(reference, peak);
       total *= shrink;
-      //@for r BLOCKS
       //@for d DEPTH
-      coopStoreT(o{r}_{d}, &floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
+      //@for r BLOCKS
+      coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
+      //@end
       subgroupBarrier();
-      if (line - rows >= {r}u * SIZE && line - rows < {r}u * SIZE + SIZE) {
-        for (var c = part; c < SIZE4; c += PARTS) {
-          put_number(line * SCORES + c, number(line * SCORES + c) * shrink);
-        }
+      for (var c = part; c < SIZE4; c += PARTS) {
+        let at = line * SCORES + {d}u % SLOTS * SIZE4 + c;
+        put_number(at, number(at) * shrink);
       }
       subgroupBarrier();
-      o{r}_{d} = coopLoadT<MatrixC>(&floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
-      subgroupBarrier();
+      //@for r BLOCKS
+      o{r}_{d} = coopLoadT<MatrixC>(&floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
+      if (SLOTS == 1u) {
+        subgroupBarrier();
+      }
       //@end
     }
     //@for g GROUPS
@@ -202,14 +207,16 @@ fn main(
   let start = ((batch * params.queries + query) * params.heads + head) * D4 - params.out_base;
   //@for d DEPTH
   //@for r BLOCKS
-  coopStoreT(o{r}_{d}, &floats[(rows + {r}u * SIZE) * SCORES * CELLS], SCORES * CELLS);
+  coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
   //@end
   subgroupBarrier();
   for (var c = part; c < SIZE4; c += PARTS) {
     if (query < params.end_query && {d}u * SIZE4 + c < D4) {
-      out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + c) * share);
+      out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + {d}u % SLOTS * SIZE4 + c) * share);
     }
   }
-  subgroupBarrier();
+  if (SLOTS == 1u) {
+    subgroupBarrier();
+  }
   //@end
 }

@@ -143,7 +143,8 @@ fn matrices_over_vectors_are_valid() {
         for case in attentions() {
             for plan in case.candidates(&limits) {
                 if let Plan::Cooperative(plan) = plan {
-                    let plan = Plan::Cooperative(scumble::kernels::attention_coop::Cooperative { vectors: true, ..plan });
+                    let plan =
+                        Plan::Cooperative(scumble::kernels::attention_coop::Cooperative { vectors: true, ..plan });
                     check(&case.run_as(&plan, &limits).unwrap().variant, &plan, &limits);
                 }
             }

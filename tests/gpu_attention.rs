@@ -100,7 +100,6 @@ fn check(gpu: &Arc<Gpu>, case: &Attention, limits: Limits) {
 }
 
 fn check_plan(gpu: &Arc<Gpu>, case: &Attention, plan: &Plan, limits: Limits) {
-    let begun = std::time::Instant::now();
     let to = Shape::tokens(case.batch, case.queries, case.query_channels);
     let from = Shape::tokens(case.batch, case.keys, case.key_channels);
     let q = noise(0x9E37_79B9, (to.rows() * to.channels) as usize, 0.5, case.dtype);
@@ -145,18 +144,15 @@ fn check_plan(gpu: &Arc<Gpu>, case: &Attention, plan: &Plan, limits: Limits) {
         );
     }
     assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{plan}: {case:?}: wrote behind the output");
-    eprintln!("{plan} {case:?}: {:?}", begun.elapsed());
 }
 
-/// The first candidate of every case, and the others in turn, since software drivers compile for long.
+/// Every candidate of every case.
 fn all(kernels: KernelSet, dtype: DType) {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let limits = Limits { kernels, ..gpu.limits() };
-    for (turn, case) in cases().into_iter().chain(hard()).map(|case| Attention { dtype, ..case }).enumerate() {
-        let plans = case.candidates(&limits);
-        check_plan(&gpu, &case, &plans[0], limits);
-        if plans.len() > 1 {
-            check_plan(&gpu, &case, &plans[1 + turn % (plans.len() - 1)], limits);
+    for case in cases().into_iter().chain(hard()).map(|case| Attention { dtype, ..case }) {
+        for plan in case.candidates(&limits) {
+            check_plan(&gpu, &case, &plan, limits);
         }
     }
 }
@@ -181,28 +177,62 @@ fn tile_f16() {
     all(KernelSet::Tile, DType::F16);
 }
 
-/// Tells on standard error where there is nothing to test, as on most software drivers.
-#[test]
-fn cooperative_f16() {
-    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    if gpu.limits().cooperative == 0 {
+/// The limits under which matrices run; tells on standard error where there are none, as on most software drivers.
+fn cooperative(gpu: &Gpu) -> Option<Limits> {
+    let limits = Limits { kernels: KernelSet::Cooperative, ..gpu.limits() };
+    if limits.cooperative == 0 {
         eprintln!("{} has no cooperative matrices: not tested", gpu.describe());
-        return;
+        return None;
     }
-    all(KernelSet::Cooperative, DType::F16);
+    Some(limits)
+}
+
+fn halves() -> impl Iterator<Item = Attention> {
+    cases().into_iter().chain(hard()).map(|case| Attention { dtype: DType::F16, ..case })
+}
+
+/// What is chosen first, for heads that a software driver compiles in seconds.
+#[test]
+fn cooperative_first_choice() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let Some(limits) = cooperative(&gpu) else { return };
+    for case in halves().filter(|case| case.width <= 64) {
+        let plan = case.candidates(&limits)[0];
+        assert!(matches!(plan, Plan::Cooperative(_)), "{case:?}: {plan}");
+        check_plan(&gpu, &case, &plan, limits);
+    }
+}
+
+#[test]
+fn cooperative_every_candidate() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let Some(limits) = cooperative(&gpu) else { return };
+    for case in [fused(2, 70, 2, 24), Attention { scale: 30.0, ..fused(1, 131, 1, 40) }, cross(1, 30, 77, 1, 12)] {
+        let case = Attention { dtype: DType::F16, ..case };
+        for plan in case.candidates(&limits) {
+            check_plan(&gpu, &case, &plan, limits);
+        }
+    }
+}
+
+/// Wide heads with tiles of one matrix, the fewest that a software driver must compile.
+#[test]
+fn cooperative_wide_heads() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let Some(limits) = cooperative(&gpu) else { return };
+    let (size, lanes) = (limits.cooperative, limits.subgroup);
+    for case in halves().filter(|case| (65..=160).contains(&case.width)) {
+        let narrow = Cooperative { size, lanes, subgroups: 2, blocks: lanes / size, keys: size, vectors: size == 16 };
+        check_plan(&gpu, &case, &Plan::Cooperative(narrow), limits);
+    }
 }
 
 /// The layout of workgroup memory for larger matrices, with matrices of 8 where a driver of Vulkan has only these.
 #[test]
 fn cooperative_over_vectors() {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
-    let limits = Limits { kernels: KernelSet::Cooperative, ..gpu.limits() };
-    if limits.cooperative == 0 || !gpu.describe().contains("Vulkan") {
-        eprintln!("{} has no cooperative matrices over vectors: not tested", gpu.describe());
-        return;
-    }
-    let heads = hard().into_iter().filter(|case| case.width <= 64);
-    for case in heads.map(|case| Attention { dtype: DType::F16, ..case }) {
+    let Some(limits) = cooperative(&gpu).filter(|_| gpu.describe().contains("Vulkan")) else { return };
+    for case in halves().filter(|case| case.width <= 40) {
         if let Plan::Cooperative(plan) = case.candidates(&limits)[0] {
             let plan = Plan::Cooperative(Cooperative { vectors: true, ..plan });
             check_plan(&gpu, &case, &plan, limits);

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention over heads, without storing scores.
 //!
-//! `attention_coop` multiplies on cooperative matrices; `attention_tile` shares keys and values through workgroup memory
-//! on other GPUs; `attention_lanes` gives every lane its own queries and reads textures, for CPU adapters. All take q and
+//! `attention_coop` multiplies on cooperative matrices; `attention_shared` and `attention_tile` share queries and
+//! keys through workgroup memory on other GPUs, the second with the least of it; `attention_lanes` gives every lane its own queries and reads textures, for CPU adapters. All take q and
 //! kv, which may be parts of one fused tensor.
 
 use std::fmt;
@@ -9,6 +9,7 @@ use std::fmt;
 use bytemuck::{Pod, Zeroable};
 
 use super::attention_coop::Cooperative;
+use super::attention_shared::Shared;
 use super::bands::{self, Span};
 use super::{Call, KernelSet, Launch, Limits, Variant, tuning, vector_bytes, vectors};
 use crate::tensor::DType;
@@ -48,8 +49,10 @@ pub struct Attention {
 pub enum Plan {
     /// `attention_lanes`.
     Lanes,
-    /// `attention_tile`.
+    /// `attention_tile`, which asks for nothing.
     Tile,
+    /// `attention_shared`.
+    Shared(Shared),
     /// `attention_coop`.
     Cooperative(Cooperative),
 }
@@ -59,12 +62,14 @@ impl fmt::Display for Plan {
         match self {
             Self::Lanes => write!(f, "lanes"),
             Self::Tile => write!(f, "tile"),
+            Self::Shared(plan) => write!(f, "{plan}"),
             Self::Cooperative(plan) => write!(f, "{plan}"),
         }
     }
 }
 
-/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_tile.wgsl` and `shaders/attention_coop.wgsl`.
+/// The uniform of `shaders/attention_lanes.wgsl`, `shaders/attention_tile.wgsl`, `shaders/attention_shared.wgsl` and
+/// `shaders/attention_coop.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -109,6 +114,7 @@ impl Attention {
         match plan {
             Plan::Lanes => 8 * self.lanes().0,
             Plan::Tile => 16 * self.rows(),
+            Plan::Shared(plan) => plan.queries(),
             Plan::Cooperative(plan) => plan.queries(),
         }
     }
@@ -132,6 +138,7 @@ impl Attention {
         if limits.kernels == KernelSet::Cooperative {
             plans.extend(Cooperative::plans(self, limits).into_iter().map(Plan::Cooperative));
         }
+        plans.extend(Shared::plans(self, limits).into_iter().map(Plan::Shared));
         plans.push(Plan::Tile);
         plans
     }
@@ -152,6 +159,7 @@ impl Attention {
                 constants: vec![("D4", vectors), ("VECTORS", vectors.div_ceil(8)), ("ROWS", self.rows())],
                 types: vec![("In", self.dtype), ("Out", self.dtype)],
             },
+            Plan::Shared(plan) => plan.variant(self.width, self.dtype),
             Plan::Cooperative(plan) => plan.variant(self.width),
         }
     }
@@ -159,9 +167,8 @@ impl Attention {
     /// What the queries of `band`, the keys and the outputs bind.
     fn spans(&self, band: &Band, limits: &Limits) -> [Span; 3] {
         let vector = vector_bytes(self.dtype);
-        let part = |begin: u64, end: u64, width: u32| {
-            bands::span(begin, end, u64::from(width) * vector, vector, limits)
-        };
+        let part =
+            |begin: u64, end: u64, width: u32| bands::span(begin, end, u64::from(width) * vector, vector, limits);
         let keys = u64::from(self.keys);
         let queries = u64::from(self.queries);
         let begin = band.batch.0 * queries + band.queries.0;

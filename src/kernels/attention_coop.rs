@@ -67,7 +67,8 @@ impl Cooperative {
     fn registers(&self, width: u32) -> u32 {
         let elements = self.size * self.size / self.lanes;
         let depth = self.depth(width);
-        self.blocks * (depth * elements / 2 + depth * elements + elements) + self.blocks * self.keys * self.size / self.lanes
+        self.blocks * (depth * elements / 2 + depth * elements + elements)
+            + self.blocks * self.keys * self.size / self.lanes
     }
 
     /// Whether a subgroup's lanes can share the rows, and the whole is within `limits`.

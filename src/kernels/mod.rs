@@ -11,6 +11,7 @@ use crate::tensor::DType;
 
 pub mod attention;
 pub mod attention_coop;
+pub mod attention_shared;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -54,6 +55,7 @@ macro_rules! shaders {
 shaders![
     "attention_coop",
     "attention_lanes",
+    "attention_shared",
     "attention_tile",
     "concat",
     "elementwise",
@@ -149,10 +151,10 @@ impl Variant {
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
         }
-        if self.stem == "attention_coop" {
-            text.push_str(&attention_coop::text(self));
-        } else {
-            text.push_str(shader_text(self.stem));
+        match self.stem {
+            "attention_coop" => text.push_str(&attention_coop::text(self)),
+            "attention_shared" => text.push_str(&attention_shared::text(self)),
+            _ => text.push_str(shader_text(self.stem)),
         }
         text
     }

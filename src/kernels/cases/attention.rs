@@ -10,6 +10,9 @@ use crate::tensor::DType;
 /// A score of D terms errs by a random walk of eps, and exp2 by as much again; weights are shares of at most 1. What a
 /// score is off by, every weight is off by relatively, above and below the fraction.
 const K: f64 = 16.0;
+/// Cooperative matrices take weights in halves, each off by 2^-11 of itself, and sum them as rounded: a mean moves by that
+/// share of how far values are apart, at most twice the largest.
+const HALF_WEIGHTS: f64 = 1.0 / 1024.0;
 
 /// An attention and the size of its queries.
 pub(super) struct Heads {
@@ -36,13 +39,15 @@ impl Heads {
         (numbers("q", (batch * queries * query_channels) as usize, dtype, 0.1, self.spread), kv)
     }
 
-    /// Per output, the largest sum of |terms| of its row's scores times the largest |value|.
-    fn magnitudes(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
+    /// Per output, what it may be off by: the largest sum of |terms| of its row's scores times the largest |value|, and
+    /// what rounding weights to halves costs.
+    fn tolerances(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
         let Attention { batch, queries, keys, heads, width, offsets, .. } = self.config;
         let [queries, keys, heads, width] = [queries, keys, heads, width].map(|count| count as usize);
         let [q_offset, k_offset, v_offset] = offsets.map(|offset| offset as usize);
         let (q_row, kv_row) = (self.config.query_channels as usize, self.config.key_channels as usize);
-        let mut magnitudes = Vec::new();
+        let half = if self.config.dtype == DType::F32 { 0.0 } else { HALF_WEIGHTS };
+        let mut tolerances = Vec::new();
         for row in 0..batch as usize * queries {
             for head in 0..heads {
                 let wanted = absolute(&q[row * q_row + q_offset + head * width..][..width]);
@@ -53,10 +58,10 @@ impl Heads {
                     score = score.max(sum * f64::from(self.config.scale));
                     value = part(v_offset).iter().fold(value, |most, v| most.max(v.abs()));
                 }
-                magnitudes.extend(std::iter::repeat_n((score + 4.0) * value, width));
+                tolerances.extend(std::iter::repeat_n((K * EPS * (score + 4.0) + half) * value, width));
             }
         }
-        magnitudes
+        tolerances
     }
 }
 
@@ -77,8 +82,7 @@ impl Kernel for Heads {
     fn expected(&self) -> Vec<Expected> {
         let (q, kv) = self.numbers();
         let values = self.config.reference(&q, &kv);
-        let tolerances = self.magnitudes(&q, &kv).iter().map(|magnitude| K * EPS * magnitude).collect();
-        vec![Expected::new("out", self.config.dtype, values, tolerances)]
+        vec![Expected::new("out", self.config.dtype, values, self.tolerances(&q, &kv))]
     }
 
     fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
