@@ -1,8 +1,37 @@
 // act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x): what the matrix kernels do to a sum before they store it.
 // **Shapes** vectors of four sums of one row.
-// **Grid** none: functions prepended to matrix_lanes and matrix_tile.
+// **Grid** none: the parameters and functions prepended to the other matrix shaders.
 // **Host** sets ACTIVATION to 0, 1, 2 or 3, in the order above.
 // **Numbers** erf is 2e-7 from the true value in f32, so GELU is that times |x| / 2 off; exponents are kept below 80.
+struct Params {
+  first_row: u32,
+  end_row: u32,
+  positions: u32, // OH * OW
+  out_width: u32, // OW
+  height: u32, // H after upsampling
+  width: u32, // W after upsampling
+  upsample: u32, // 1: a holds every second row and column of that, rounded up
+  kernel_height: u32,
+  kernel_width: u32,
+  stride: u32,
+  pad_top: u32,
+  pad_left: u32,
+  k4: u32, // K4 of a and second together
+  out4: u32,
+  a_base: u32,
+  residual_base: u32,
+  out_base: u32,
+  scale: f32,
+  panels: u32,
+  flags: u32, // 1: bias, 2: row_bias, 4: residual
+  second4: u32, // K4 of second, 0: there is none
+  second_base: u32,
+  row_bias4: u32, // vectors of a row of row_bias
+  row_bias_first: u32, // the first of them that is added
+  splits: u32, // parts of the sum over k, each with partial sums of its own
+  partial_rows: u32, // rows of one part's partial sums
+  partial4: u32, // vectors of one of those rows
+}
 
 // 1 - (a1 t + .. + a5 t^5) exp(-x^2), t = 1 / (1 + p x): Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7.
 fn erf4(v: vec4<f32>) -> vec4<f32> {

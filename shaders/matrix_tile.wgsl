@@ -1,71 +1,25 @@
 // out[m, n] = (act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: conv2d as implicit GEMM over taps t, linear with one tap; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
-// **Shapes** a [B][H][W][K4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][N4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1.
+// **Shapes** a [B][H][W][A4], second [M][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1. K4 = A4 + second4, second only with one tap.
 // **Grid** a workgroup of 64 invocations owns 64 rows m = (b, oy, ox) (x, folded into z) and two panels (y); an invocation owns every eighth row and four columns of both panels, and fetches one row of a.
 // **Host** binds operands that the flags leave out to anything; they are never read. K4, panels and rows need not fill a tile.
 // **Numbers** products are summed in f32, tap by tap, in the order of k; nothing cancels beyond what the data cancel themselves.
-struct Params {
-  first_row: u32,
-  end_row: u32,
-  positions: u32, // OH * OW
-  out_width: u32, // OW
-  height: u32, // H after upsampling
-  width: u32, // W after upsampling
-  upsample: u32, // 1: a holds every second row and column of that, rounded up
-  kernel_height: u32,
-  kernel_width: u32,
-  stride: u32,
-  pad_top: u32,
-  pad_left: u32,
-  k4: u32,
-  out4: u32,
-  a_base: u32,
-  residual_base: u32,
-  out_base: u32,
-  scale: f32,
-  panels: u32,
-  flags: u32, // 1: bias, 2: row_bias, 4: residual
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<InVec>; // [B][H][W][K4]
-@group(0) @binding(2) var<storage, read> w: array<WeightVec>; // [panels][taps][K4 * 4][8]
-@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>; // [panels * 8]
-@group(0) @binding(4) var<storage, read> row_bias: array<vec4<f32>>; // [B][N4]
-@group(0) @binding(5) var<storage, read> residual: array<OutVec>; // [B][OH][OW][N4]
-@group(0) @binding(6) var<storage, read_write> out: array<OutVec>; // [B][OH][OW][N4]
+@group(0) @binding(1) var<storage, read> a: array<InVec>; // [B][H][W][A4]
+@group(0) @binding(2) var<storage, read> second: array<InVec>; // [M][second4]
+@group(0) @binding(3) var<storage, read> w: array<WeightVec>; // [panels][taps][K4 * 4][8]
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>; // [panels * 8]
+@group(0) @binding(5) var<storage, read> row_bias: array<vec4<f32>>; // [B][row_bias4]
+@group(0) @binding(6) var<storage, read> residual: array<OutVec>; // [B][OH][OW][N4]
+@group(0) @binding(7) var<storage, read_write> out: array<OutVec>; // [B][OH][OW][N4]
 
 var<workgroup> tile_a: array<vec4<f32>, 256>; // [4 vectors along k][64 rows]
 var<workgroup> tile_w: array<vec4<f32>, 256>; // [2 panels][16 k][8]
-
-fn finish(row: u32, panel: u32, lane: u32, first: vec4<f32>, second: vec4<f32>) {
-  let column = panel / HALVES * 8u + lane;
-  if (row >= params.end_row || column >= params.out4) {
-    return;
-  }
-  var sum = first;
-  var gate = second;
-  if ((params.flags & 1u) != 0u) {
-    sum += bias[panel * 8u + lane];
-    gate += bias[(panel + HALVES - 1u) * 8u + lane];
-  }
-  if ((params.flags & 2u) != 0u) {
-    sum += row_bias[row / params.positions * params.out4 + column];
-  }
-  if (HALVES == 2u) {
-    sum *= gelu4(gate);
-  } else {
-    sum = activate(sum);
-  }
-  if ((params.flags & 4u) != 0u) {
-    sum += load_out(residual[row * params.out4 + column - params.residual_base]);
-  }
-  out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) index: u32) {
   let row0 = params.first_row + (group.z * groups.x + group.x) * 64u;
   let panel0 = group.y * 2u;
+  let a4 = params.k4 - params.second4;
   let taps = params.kernel_height * params.kernel_width;
   let stored_height = (params.height + params.upsample) >> params.upsample;
   let stored_width = (params.width + params.upsample) >> params.upsample;
@@ -83,13 +37,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       let y = top + ky;
       let x = left + kx;
       let inside = row < params.end_row && y < params.height && x < params.width;
-      let start = ((batch * stored_height + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * params.k4 - params.a_base;
+      let start = ((batch * stored_height + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * a4 - params.a_base;
       let tap = ky * params.kernel_width + kx;
       for (var k = 0u; k < params.k4; k += 4u) {
         for (var i = 0u; i < 4u; i++) {
           var value = vec4<f32>();
-          if (inside && k + i < params.k4) {
+          if (inside && k + i < a4) {
             value = load_in(a[start + k + i]);
+          } else if (SECOND == 1u && inside && k + i < params.k4) {
+            value = load_in(second[row * params.second4 + k + i - a4 - params.second_base]);
           }
           tile_a[i * 64u + index] = value;
           let half = i >> 1u;

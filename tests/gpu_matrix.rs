@@ -6,7 +6,7 @@ use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Layout, Operand, Shape, WeightSpec};
 use scumble::kernels::elementwise::Activation;
-use scumble::kernels::matrix::{Matrix, gated_rows, inputs};
+use scumble::kernels::matrix::{Matrix, Operands, Run, Slice, gated_rows};
 use scumble::kernels::{KernelSet, Limits, vectors};
 use scumble::tensor::{DType, HostTensor};
 
@@ -19,6 +19,7 @@ fn base() -> Matrix {
         input: [1, 1],
         output: [1, 1],
         inputs: 4,
+        second: 0,
         outputs: 4,
         kernel: [1, 1],
         stride: 1,
@@ -26,7 +27,7 @@ fn base() -> Matrix {
         upsample: false,
         activation: Activation::None,
         bias: true,
-        row_bias: false,
+        row_bias: None,
         residual: false,
         gated: false,
         types: [DType::F32; 3],
@@ -55,8 +56,8 @@ fn cases() -> Vec<Matrix> {
         Matrix { gated: true, ..linear(50, 40, 96) },
         Matrix { gated: true, ..linear(21, 43, 75) },
         conv(2, [8, 12], 32, 64, 3),
-        Matrix { row_bias: true, ..conv(3, [5, 7], 24, 48, 3) },
-        Matrix { row_bias: true, residual: true, ..conv(2, [6, 11], 10, 27, 3) },
+        Matrix { row_bias: Some(Slice { channels: 48, first: 0 }), ..conv(3, [5, 7], 24, 48, 3) },
+        Matrix { row_bias: Some(Slice { channels: 75, first: 20 }), residual: true, ..conv(2, [6, 11], 10, 27, 3) },
         conv(1, [16, 9], 4, 320, 3),
         conv(1, [16, 9], 320, 4, 3),
         conv(2, [6, 5], 9, 17, 1),
@@ -66,6 +67,14 @@ fn cases() -> Vec<Matrix> {
         Matrix { stride: 2, output: [4, 3], padding: [0, 0], ..down },
         Matrix { upsample: true, output: [6, 10], residual: true, ..up },
         Matrix { upsample: true, output: [5, 9], ..up },
+        Matrix { second: 34, residual: true, ..linear(67, 30, 70) },
+        Matrix { second: 64, gated: true, ..linear(20, 96, 40) },
+        // Tails of the cooperative tiles, and sums long enough to be split in eight.
+        Matrix { residual: true, ..linear(129, 36, 161) },
+        Matrix { gated: true, ..linear(65, 72, 130) },
+        Matrix { activation: Activation::Gelu, ..linear(70, 1300, 40) },
+        Matrix { gated: true, ..linear(17, 1030, 33) },
+        Matrix { row_bias: Some(Slice { channels: 100, first: 32 }), residual: true, ..conv(2, [5, 5], 130, 66, 3) },
     ]
 }
 
@@ -85,17 +94,23 @@ impl Noise {
     }
 }
 
+/// The source channel of every physical k: both inputs, each padded to a multiple of four.
+fn channels(case: &Matrix) -> Vec<Option<u32>> {
+    let part = |first: u32, count: u32| (0..vectors(count) * 4).map(move |k| (k < count).then_some(first + k));
+    part(0, case.inputs).chain(part(case.inputs, case.second)).collect()
+}
+
 /// `w` [N][K][taps] in panels of 32 columns, as `Layout::Matrix` documents it.
 fn pack(case: &Matrix, w: &[f32], rows: &[Option<(u8, u32)>]) -> Vec<u8> {
-    let (inputs, taps) = (case.inputs as usize, (case.kernel[0] * case.kernel[1]) as usize);
-    let padded = vectors(case.inputs) as usize * 4;
+    let (inputs, taps) = ((case.inputs + case.second) as usize, (case.kernel[0] * case.kernel[1]) as usize);
+    let columns = channels(case);
     let mut bytes = Vec::new();
     for panel in 0..rows.len().div_ceil(32) {
         for tap in 0..taps {
-            for k in 0..padded {
+            for k in &columns {
                 for column in 0..32 {
-                    let source = rows.get(panel * 32 + column).copied().flatten().filter(|_| k < inputs);
-                    let value = source.map_or(0.0, |(_, n)| w[(n as usize * inputs + k) * taps + tap]);
+                    let source = rows.get(panel * 32 + column).copied().flatten().zip(*k);
+                    let value = source.map_or(0.0, |((_, n), k)| w[(n as usize * inputs + k as usize) * taps + tap]);
                     match case.types[1] {
                         DType::F32 => bytes.extend(value.to_le_bytes()),
                         _ => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
@@ -111,43 +126,64 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| f64::from(*value)).collect()
 }
 
+/// The nodes of a product, the last one's output with rows behind it.
+fn push(g: &mut Graph, run: Run, operands: Operands<Operand>, shape: Shape, dtype: DType) {
+    let (mut call, inputs) = match run.reduce {
+        None => (run.call, operands.inputs()),
+        Some((partials, reduce)) => {
+            let sums = Shape::tokens(partials.splits, partials.rows, partials.columns);
+            let sums = g.push("case", run.call, operands.partial_inputs(), sums, DType::F32);
+            (reduce, operands.reduce_inputs(sums.into()))
+        }
+    };
+    if let [launch] = call.launches.as_mut_slice() {
+        // Bound whole, so that writing behind the rows is seen.
+        *launch.ranges.last_mut().unwrap() = None;
+    }
+    let out = g.push("case", call, inputs, shape, dtype);
+    g.output("out", out);
+}
+
+/// The case with what [`Matrix::call`] chooses.
 fn check(gpu: &Arc<Gpu>, case: &Matrix, limits: Limits) {
+    check_run(gpu, case, case.call(&limits).expect("the case fits the limits"), limits);
+}
+
+fn check_run(gpu: &Arc<Gpu>, case: &Matrix, run: Run, limits: Limits) {
     let mut noise = Noise(0x9E37_79B9_7F4A_7C15);
     let physical = if case.gated { 2 * case.outputs } else { case.outputs } as usize;
-    let a_shape = Shape::new(case.batch, case.input[0], case.input[1], case.inputs);
+    let shape = |channels: u32| Shape::new(case.batch, case.input[0], case.input[1], channels);
+    let width = case.inputs + case.second;
     let out_shape = Shape::new(case.batch, case.output[0], case.output[1], case.outputs);
-    let row_shape = Shape::new(case.batch, 1, 1, case.outputs);
-    let a = noise.take((a_shape.rows() * case.inputs) as usize, case.types[0]);
-    let w = noise.take(physical * (case.inputs * case.kernel[0] * case.kernel[1]) as usize, case.types[1]);
+    let row_shape = Shape::new(case.batch, 1, 1, case.row_bias.map_or(4, |slice| slice.channels));
+    let a = noise.take((shape(1).rows() * width) as usize, case.types[0]);
+    let w = noise.take(physical * (width * case.kernel[0] * case.kernel[1]) as usize, case.types[1]);
     let bias = noise.take(physical, DType::F32);
-    let row_bias = noise.take((case.batch * case.outputs) as usize, DType::F32);
+    let row_bias = noise.take((case.batch * row_shape.channels) as usize, DType::F32);
     let residual = noise.take((out_shape.rows() * case.outputs) as usize, case.types[2]);
 
     let mut g = Graph::new(case.types[2], limits);
-    let x = g.input("x", a_shape, case.types[0]);
+    let x = g.input("x", shape(case.inputs), case.types[0]);
+    let second = (case.second > 0).then(|| g.input("second", shape(case.second), case.types[0]));
     let row = g.input("row", row_shape, DType::F32);
     let rest = g.input("residual", out_shape, case.types[2]);
     let rows = if case.gated { gated_rows(case.outputs) } else { (0..case.outputs).map(|n| Some((0, n))).collect() };
-    let columns: Vec<_> = (0..vectors(case.inputs) * 4).map(|k| (k < case.inputs).then_some(k)).collect();
-    let layout =
-        Layout::Matrix { rows: rows.clone(), columns, taps: case.kernel[0] * case.kernel[1], dtype: case.types[1] };
+    let taps = case.kernel[0] * case.kernel[1];
+    let layout = Layout::Matrix { rows: rows.clone(), columns: channels(case), taps, dtype: case.types[1] };
     let weight = g.weight(WeightSpec { part: 0, keys: vec!["w".to_owned()], layout });
     let vector = Layout::Vector { rows: rows.clone() };
     let shift = g.weight(WeightSpec { part: 0, keys: vec!["bias".to_owned()], layout: vector });
-    let operands: Vec<Operand> = inputs(
-        x.into(),
-        weight.into(),
-        case.bias.then(|| shift.into()),
-        case.row_bias.then(|| row.into()),
-        case.residual.then(|| rest.into()),
-    );
-    let mut call = case.call(&limits).expect("the case fits the limits");
-    if call.launches.len() == 1 {
-        call.launches[0].ranges[5] = None;
-    }
+    let operands = Operands {
+        x: x.into(),
+        second: second.map(Operand::from),
+        weight: weight.into(),
+        bias: case.bias.then(|| shift.into()),
+        row_bias: case.row_bias.map(|_| row.into()),
+        residual: case.residual.then(|| rest.into()),
+    };
     let with_canary = Shape::tokens(1, out_shape.rows() + CANARY_ROWS, case.outputs);
-    let out = g.push("case", call, operands, with_canary, case.types[2]);
-    g.output("out", out);
+    let variant = run.call.variant.constants.clone();
+    push(&mut g, run, operands, with_canary, case.types[2]);
 
     let executor = Executor::new(gpu, &g, |spec, sink| {
         if spec.keys[0] == "w" {
@@ -163,7 +199,14 @@ fn check(gpu: &Arc<Gpu>, case: &Matrix, limits: Limits) {
         shape: vec![shape.rows() as usize, shape.channels as usize],
         data: data.to_vec(),
     };
-    executor.write("x", &tensor(a_shape, &a)).unwrap();
+    executor.poison();
+    let part = |from: u32, to: u32| -> Vec<f32> {
+        a.chunks_exact(width as usize).flat_map(|row| row[from as usize..to as usize].iter().copied()).collect()
+    };
+    executor.write("x", &tensor(shape(case.inputs), &part(0, case.inputs))).unwrap();
+    if case.second > 0 {
+        executor.write("second", &tensor(shape(case.second), &part(case.inputs, width))).unwrap();
+    }
     executor.write("row", &tensor(row_shape, &row_bias)).unwrap();
     executor.write("residual", &tensor(out_shape, &residual)).unwrap();
     executor.write("out", &tensor(with_canary, &vec![f32::NAN; (with_canary.rows() * case.outputs) as usize])).unwrap();
@@ -175,15 +218,15 @@ fn check(gpu: &Arc<Gpu>, case: &Matrix, limits: Limits) {
     let linear = Matrix { activation: Activation::None, ..*case };
     let scale =
         linear.reference(&absolute(&a), &absolute(&w), &absolute(&bias), &absolute(&row_bias), &absolute(&residual));
-    judge(case, &got, &expected, &scale);
+    judge(&format!("{case:?}: {variant:?}"), case, &got, &expected, &scale);
 }
 
 /// `scale`: per element the sum of the magnitudes of its terms.
-fn judge(case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
+fn judge(what: &str, case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
     // A sum of n terms in f32 rounds n times, each by at most eps / 2 of what is summed so far. The errors add up like a
     // random walk of spread 0.2 sqrt(n) eps, of which the worst of 1e5 elements is five times off: sqrt(n) eps of the sum
     // of magnitudes, 8 more for short sums, and 2e-6 for erf and exp. Halves round once at the end.
-    let terms = f64::from(case.inputs * case.kernel[0] * case.kernel[1]);
+    let terms = f64::from((case.inputs + case.second) * case.kernel[0] * case.kernel[1]);
     let rounding = (8.0 + terms.sqrt()) * f64::from(f32::EPSILON);
     let half = if case.types[2] == DType::F32 { 0.0 } else { 1.0 / 2048.0 };
     for (i, (value, magnitude)) in expected.iter().zip(scale).enumerate() {
@@ -191,11 +234,11 @@ fn judge(case: &Matrix, got: &[f32], expected: &[f64], scale: &[f64]) {
         let difference = (f64::from(got[i]) - value).abs();
         assert!(
             difference <= tolerance,
-            "{case:?}: element {i}: expected {value}, found {}, tolerance {tolerance}",
+            "{what}: element {i}: expected {value}, found {}, tolerance {tolerance}",
             got[i]
         );
     }
-    assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{case:?}: wrote behind the output");
+    assert!(got[expected.len()..].iter().all(|value| value.is_nan()), "{what}: wrote behind the output");
 }
 
 fn all(kernels: KernelSet, types: [DType; 3]) {
@@ -240,10 +283,10 @@ fn bands_equal_the_whole() {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let limits = Limits { binding: 4096, ..gpu.limits() };
     let case = Matrix { residual: true, ..conv(2, [9, 10], 8, 12, 3) };
-    assert!(case.call(&limits).unwrap().launches.len() > 1);
+    assert!(case.call(&limits).unwrap().call.launches.len() > 1);
     let loose = Limits { binding: 64 << 10, ..gpu.limits() };
     for limits in [limits, loose] {
-        let narrow = case.call(&limits).unwrap();
+        let narrow = case.call(&limits).unwrap().call;
         assert!(
             narrow.launches.iter().all(|launch| launch
                 .ranges
@@ -262,11 +305,50 @@ fn large_tiles() {
     let limits = Limits { kernels: KernelSet::Lanes, ..gpu.limits() };
     let medium = Matrix { residual: true, ..linear(99, 530, 1001) };
     let gated = Matrix { gated: true, ..linear(205, 642, 1000) };
-    let wide = Matrix { row_bias: true, residual: true, ..conv(2, [10, 11], 230, 320, 3) };
+    let slice = Some(Slice { channels: 320, first: 0 });
+    let wide = Matrix { row_bias: slice, residual: true, ..conv(2, [10, 11], 230, 320, 3) };
     let tall = Matrix { types: [DType::F16; 3], ..linear(523, 610, 830) };
     for (case, rows) in [(medium, 8), (gated, 16), (wide, 8), (Matrix { batch: 4, ..wide }, 16), (tall, 16)] {
-        let constants = case.call(&limits).unwrap().variant.constants;
+        let constants = case.call(&limits).unwrap().call.variant.constants;
         assert!(constants.contains(&("ROWS", rows)), "{case:?}: {constants:?}");
         check(&gpu, &case, limits);
     }
+}
+
+/// The adapter's cooperative matrices, or a loud word that there are none.
+fn with_matrices() -> Option<(Arc<Gpu>, Limits)> {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let limits = Limits { kernels: KernelSet::Cooperative, ..gpu.limits() };
+    if limits.cooperative == 0 {
+        eprintln!("NOT TESTED: {} has no cooperative matrices; naga alone has seen their shaders", gpu.describe());
+        return None;
+    }
+    Some((gpu, limits))
+}
+
+/// Every case with every `share`-th candidate, shifted from case to case so that all get their turn: software drivers take
+/// seconds to compile one.
+fn shared_candidates(types: [DType; 3], share: usize) {
+    let Some((gpu, limits)) = with_matrices() else { return };
+    let mut seen = std::collections::HashSet::new();
+    for (shift, case) in cases().into_iter().enumerate() {
+        let case = Matrix { types, ..case };
+        let candidates = case.candidates(&limits).into_iter().enumerate();
+        for (index, tile) in candidates.filter(|(index, _)| (index + shift) % share == 0) {
+            eprintln!("{:?} {index} {tile} {}", std::time::Instant::now(), case.inputs);
+            seen.insert(tile);
+            check_run(&gpu, &case, case.call_with(index, &limits).unwrap(), limits);
+        }
+    }
+    assert!(seen.len() > 6, "{seen:?}");
+}
+
+#[test]
+fn cooperative_f16() {
+    shared_candidates([DType::F16; 3], 6);
+}
+
+#[test]
+fn cooperative_mixed() {
+    shared_candidates([DType::F16, DType::F16, DType::F32], 12);
 }

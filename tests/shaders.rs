@@ -10,7 +10,7 @@ use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
 use scumble::graph::Graph;
 use scumble::kernels::cases::cases;
-use scumble::kernels::{Call, KernelSet, Limits, SHADERS, Variant};
+use scumble::kernels::{Call, Enable, KernelSet, Limits, SHADERS, Variant};
 use scumble::pipelines::{Request, Settings, graphs};
 use scumble::tensor::DType;
 use scumble::weights::checkpoint::Checkpoint;
@@ -66,12 +66,29 @@ fn pipelines() -> Vec<(Checkpoint, Request)> {
     found
 }
 
+/// WebGPU's defaults with both sets of kernels, a desktop GPU with matrices of 16 x 16, one with matrices of 8 x 8.
+fn targets() -> [Limits; 4] {
+    let plain = |kernels| Limits { kernels, ..Limits::default() };
+    let matrices = |cooperative, subgroup, workgroup_memory| Limits {
+        f16: true,
+        subgroup,
+        cooperative,
+        workgroup_memory,
+        invocations: 1024,
+        ..plain(KernelSet::Cooperative)
+    };
+    [plain(KernelSet::Tile), plain(KernelSet::Lanes), matrices(16, 32, 48 << 10), matrices(8, 0, 32 << 10)]
+}
+
+fn cooperative(variant: &Variant) -> bool {
+    variant.enables.contains(&Enable::CooperativeMatrix)
+}
+
 /// Everything that the cases and the golden pipelines render.
 fn variants() -> Variants {
     let mut variants = Variants::new();
     let pipelines = pipelines();
-    for kernels in [KernelSet::Tile, KernelSet::Lanes] {
-        let limits = Limits { kernels, ..Limits::default() };
+    for limits in targets() {
         for case in cases() {
             for step in case.work(&limits).unwrap().steps {
                 collect(&mut variants, &step.call, step.reads.len(), step.writes.len());
@@ -95,17 +112,34 @@ fn parse(variant: &Variant) -> (Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
     // unpack2x16float, which naga counts as a capability, is part of WebGPU without any feature.
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    for enable in &variant.enables {
+        capabilities |= match enable {
+            Enable::F16 => Capabilities::SHADER_FLOAT16,
+            Enable::Subgroups => Capabilities::SUBGROUP | Capabilities::SUBGROUP_BARRIER,
+            Enable::CooperativeMatrix => Capabilities::COOPERATIVE_MATRIX,
+        };
+    }
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
     (module, info)
 }
 
 fn write_everywhere(variant: &Variant, module: &Module, info: &ModuleInfo) {
-    spv::write_vec(module, info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
+    let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+    spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
+    if variant.constants.contains(&("SIZE", 16)) {
+        // Matrices of 16 x 16 are Vulkan's alone.
+        return;
+    }
     let metal = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
     msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{variant:?}: MSL: {e}"));
+    if cooperative(variant) {
+        // HLSL has no such matrices.
+        return;
+    }
     let (options, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
     let mut text = String::new();
     hlsl::Writer::new(&mut text, &options, &pipeline)
@@ -145,7 +179,7 @@ fn check_bindings(variant: &Variant, module: &Module, wanted: Use) {
     assert!(storage <= 8, "{variant:?}: {storage} storage buffers");
 }
 
-/// WebGPU's defaults: 256 invocations and 16 KiB of workgroup memory.
+/// WebGPU's defaults: 256 invocations and 16 KiB of workgroup memory; 48 KiB with cooperative matrices.
 fn check_workgroup(variant: &Variant, module: &Module) {
     let [entry] = module.entry_points.as_slice() else { panic!("{variant:?}: not one entry point") };
     assert_eq!(entry.name, "main", "{variant:?}");
@@ -153,7 +187,8 @@ fn check_workgroup(variant: &Variant, module: &Module) {
     assert!(entry.workgroup_size.iter().all(|size| *size > 0 && *size <= 256), "{variant:?}");
     let shared = module.global_variables.iter().filter(|(_, global)| global.space == AddressSpace::WorkGroup);
     let memory: u32 = shared.map(|(_, global)| module.types[global.ty].inner.size(module.to_ctx())).sum();
-    assert!(memory <= 16384, "{variant:?}: {memory} bytes of workgroup memory");
+    let most = if cooperative(variant) { 48 << 10 } else { 16384 };
+    assert!(memory <= most, "{variant:?}: {memory} bytes of workgroup memory");
 }
 
 /// Name and type of every member of the shader's `Params`, which must follow each other without holes.
@@ -244,7 +279,7 @@ fn every_variant_is_sound() {
         write_everywhere(variant, &module, &info);
     }
     // Preludes that other shaders begin with; and what no default limits allow, which `tests/*_variants.rs` check.
-    let mut rendered: BTreeSet<&str> = ["matrix_epilogue", "attention_coop"].into();
+    let mut rendered: BTreeSet<&str> = ["matrix_epilogue", "matrix_finish", "attention_coop"].into();
     rendered.extend(variants.keys().map(|variant| variant.stem));
     let known: BTreeSet<&str> = SHADERS.iter().map(|(stem, _)| *stem).collect();
     assert_eq!(rendered, known, "some shader is rendered by no case and no pipeline");

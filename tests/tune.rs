@@ -8,7 +8,7 @@ use scumble::kernels::cases::{Candidate, Case, Work, self_tests};
 use scumble::kernels::tuning::Class;
 use scumble::kernels::{Call, KernelSet, Limits};
 use scumble::tensor::DType;
-use scumble::tune::{Effort, Record, Subject, contest, measure, self_test};
+use scumble::tune::{Progress, Record, Subject, contest, self_test};
 
 /// A change to the calls of one candidate.
 type Change = (&'static str, fn(&mut Call));
@@ -109,7 +109,7 @@ fn wrong_candidates_come_out_unfit() {
 fn the_faster_of_two_is_chosen_and_wrong_ones_are_not_timed() {
     let gpu = gpu();
     let changes: Vec<Change> = vec![("slow", many_times), ("wrong numbers", wrong_numbers)];
-    let subject = subject(DType::F32, "even, 1 x 131 x 1", changes);
+    let subject = subject(DType::F32, "test, even, 1 x 131 x 1", changes);
     let mut record = Record::default();
     contest::run(&gpu, &[&subject], false, &mut record, &mut |_| ()).unwrap();
     let (class, found) = record.classes.iter().next().unwrap();
@@ -119,13 +119,26 @@ fn the_faster_of_two_is_chosen_and_wrong_ones_are_not_timed() {
     assert_eq!(record.tuning().pick(*class, 3), 2);
 }
 
-/// Every candidate that this machine's adapter offers, those of cooperative matrices where it has them.
+/// Every candidate that this machine's adapter offers to some classes, those of cooperative matrices where it has them.
+/// `scumble tune` tests all classes, which takes a compiler for CPUs minutes.
 #[test]
-fn every_candidate_of_this_adapter_passes() {
+fn candidates_of_this_adapter_pass() {
     let options = GpuOptions { kernels: Some(KernelSet::Cooperative), ..GpuOptions::from_environment() };
     let gpu = Arc::new(Gpu::open(&options).unwrap());
-    let record = measure(&gpu, DType::F16, Effort::Test, &mut |_| ()).unwrap();
-    assert!(!record.timed && !record.classes.is_empty());
+    let parts =
+        ["odd, 2 x 9 x 7", "test, even, 1 x 131 x 1", "gated, odd, 1 x 517 x 1", "83 queries, 77 keys, open, width 40"];
+    let cases: Vec<Case> = parts.iter().map(|part| subject(DType::F16, part, vec![]).case).collect();
+    let subjects: Vec<&dyn Subject> = cases.iter().map(|case| case as &dyn Subject).collect();
+    let mut record = Record::default();
+    let mut tested = 0;
+    self_test::run(&gpu, &subjects, &mut record, &mut |progress| {
+        if let Progress::Testing(runs) = progress {
+            tested = runs;
+        }
+    })
+    .unwrap();
+    assert_eq!(record.classes.len(), parts.len());
+    assert!(tested > 0 || gpu.limits().cooperative == 0, "cooperative matrices, and nothing was tested");
     let faults: Vec<_> = record.faults().collect();
     assert!(faults.is_empty(), "{faults:#?}");
 }
@@ -138,7 +151,7 @@ fn compiled_pipelines_are_found_again_and_damaged_ones_ignored() {
         Arc::new(Gpu::open(&GpuOptions { cache_dir, ..GpuOptions::from_environment() }).unwrap())
     };
     let draw = |gpu: &Arc<Gpu>| {
-        let subject = subject(DType::F32, "odd, 1 x 131 x 1", vec![("wrong numbers", |_| ())]);
+        let subject = subject(DType::F32, "test, odd, 1 x 131 x 1", vec![("wrong numbers", |_| ())]);
         let mut record = Record::default();
         self_test::run(gpu, &[&subject], &mut record, &mut |_| ()).unwrap();
         assert_eq!(record.faults().count(), 0);

@@ -9,7 +9,7 @@ pub(crate) mod stopwatch;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::kernels::tuning::Tuning;
@@ -28,6 +28,9 @@ pub struct Pipeline {
     pub(crate) layout: wgpu::BindGroupLayout,
 }
 
+/// A pipeline that is being compiled, or was, or the reason why it cannot be.
+type Compiled = Arc<OnceLock<Result<Arc<Pipeline>>>>;
+
 /// A device with its queue and its compiled pipelines.
 #[derive(Debug)]
 pub struct Gpu {
@@ -39,7 +42,7 @@ pub struct Gpu {
     checked: bool,
     cache: Option<PipelineCache>,
     faults: Arc<Mutex<Option<String>>>,
-    pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<(Variant, usize, usize), Compiled>>,
 }
 
 impl Gpu {
@@ -170,12 +173,9 @@ impl Gpu {
     /// it compiled.
     pub(crate) fn pipeline(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Arc<Pipeline>> {
         let key = (variant.clone(), reads, writes);
-        if let Some(found) = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(Arc::clone(found));
-        }
-        let pipeline = Arc::new(self.compile(variant, reads, writes)?);
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&pipeline));
-        Ok(pipeline)
+        let place = Arc::clone(self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        // Outside the lock: other variants compile meanwhile, the same one once.
+        place.get_or_init(|| self.compile(variant, reads, writes).map(Arc::new)).clone()
     }
 
     fn compile(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Pipeline> {

@@ -1,8 +1,7 @@
 //! 2-D convolution as an implicit matrix product. See [`super::matrix`] for the shaders.
 
 use super::elementwise::Activation;
-use super::matrix::Matrix;
-use super::{Call, Limits};
+use super::matrix::{Matrix, Slice};
 use crate::tensor::DType;
 
 /// A convolution with bias.
@@ -42,6 +41,7 @@ impl Conv2d {
             input: self.input,
             output: self.output,
             inputs: self.inputs,
+            second: 0,
             outputs: self.outputs,
             kernel: self.kernel,
             stride: self.stride,
@@ -49,32 +49,10 @@ impl Conv2d {
             upsample: self.upsample,
             activation: Activation::None,
             bias: true,
-            row_bias: self.row_bias,
+            row_bias: self.row_bias.then_some(Slice { channels: self.outputs, first: 0 }),
             residual: self.residual,
             gated: false,
             types: [self.dtype; 3],
         }
     }
-}
-
-/// The operands in the order of the shader's bindings.
-pub fn inputs<O: Copy>(
-    x: impl Into<O>,
-    weight: impl Into<O>,
-    bias: impl Into<O>,
-    row_bias: Option<impl Into<O>>,
-    residual: Option<impl Into<O>>,
-) -> Vec<O> {
-    super::matrix::inputs(
-        x.into(),
-        weight.into(),
-        Some(bias.into()),
-        row_bias.map(Into::into),
-        residual.map(Into::into),
-    )
-}
-
-/// The dispatches. `None` when one row of the picture is larger than a binding.
-pub fn call(config: &Conv2d, limits: &Limits) -> Option<Call> {
-    config.matrix().call(limits)
 }

@@ -3,7 +3,6 @@
 use super::elementwise::Activation;
 use super::matrix::Matrix;
 pub use super::matrix::gated_rows;
-use super::{Call, Limits};
 use crate::tensor::DType;
 
 /// A linear layer.
@@ -39,6 +38,7 @@ impl Matmul {
             input: [self.rows, 1],
             output: [self.rows, 1],
             inputs: self.inputs,
+            second: 0,
             outputs: self.outputs,
             kernel: [1, 1],
             stride: 1,
@@ -46,25 +46,10 @@ impl Matmul {
             upsample: false,
             activation: self.activation,
             bias: self.bias,
-            row_bias: false,
+            row_bias: None,
             residual: self.residual,
             gated: self.gated,
             types: [self.input, self.weight, self.output],
         }
     }
-}
-
-/// The operands in the order of the shader's bindings.
-pub fn inputs<O: Copy>(
-    x: impl Into<O>,
-    weight: impl Into<O>,
-    bias: Option<impl Into<O>>,
-    residual: Option<impl Into<O>>,
-) -> Vec<O> {
-    super::matrix::inputs(x.into(), weight.into(), bias.map(Into::into), None, residual.map(Into::into))
-}
-
-/// The dispatches. `None` when one row is larger than a binding.
-pub fn call(config: &Matmul, limits: &Limits) -> Option<Call> {
-    config.matrix().call(limits)
 }

@@ -23,11 +23,14 @@ pub mod guidance_rescale;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
+pub mod matrix_reduce;
+pub mod matrix_tiles;
 pub mod pixels;
 pub mod roof_copy;
 pub mod roof_fma;
 pub mod scheduler_step;
 pub mod sinusoid;
+pub mod template;
 pub mod tuning;
 
 /// Invocations of a workgroup in the kernels that take one invocation a vector.
@@ -65,8 +68,11 @@ shaders![
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
+    "matrix_coop",
     "matrix_epilogue",
+    "matrix_finish",
     "matrix_lanes",
+    "matrix_reduce",
     "matrix_tile",
     "pixels",
     "roof_copy",
@@ -76,7 +82,7 @@ shaders![
 ];
 
 /// Inputs that a shader reads as textures of `vec4`, by stem: the kernels for CPU adapters (see `graph::staging`).
-pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 3, 4]), ("attention_lanes", &[0, 1])];
+pub const STAGED: &[(&str, &[usize])] = &[("matrix_lanes", &[0, 1, 2, 4, 5]), ("attention_lanes", &[0, 1])];
 
 /// An optional part of WGSL that a variant needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,11 +156,14 @@ impl Variant {
         }
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
+            if self.stem != "matrix_lanes" && !self.constants.contains(&("PARTIAL", 1)) {
+                text.push_str(shader_text("matrix_finish"));
+            }
         }
         match self.stem {
             "attention_coop" => text.push_str(&attention_coop::text(self)),
             "attention_shared" => text.push_str(&attention_shared::text(self)),
-            _ => text.push_str(shader_text(self.stem)),
+            _ => text.push_str(&template::expand(shader_text(self.stem), &self.constants)),
         }
         text
     }

@@ -8,8 +8,9 @@ use crate::kernels::elementwise::{self, Activation, Elementwise};
 use crate::kernels::group_norm::{self, GroupNorm};
 use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
+use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
 use crate::kernels::sinusoid::{self, Sinusoid};
-use crate::kernels::{Call, attention as attention_kernel, concat as concat_kernel, conv2d, embed, matmul};
+use crate::kernels::{Call, attention as attention_kernel, concat as concat_kernel, embed, matmul};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -50,6 +51,8 @@ pub struct Linear {
     pub activation: Activation,
     /// Added last: [rows, out].
     pub residual: Option<Value>,
+    /// A second input [.., K2], whose channels follow those of the first.
+    pub second: Option<Value>,
     /// The input is head-major, its heads padded.
     pub heads: Option<Heads>,
     /// The output is stored in f32 whatever the graph's precision.
@@ -59,7 +62,7 @@ pub struct Linear {
 impl Linear {
     /// With bias and nothing else.
     pub fn new(out: u32) -> Self {
-        Self { out, bias: true, activation: Activation::None, residual: None, heads: None, single: false }
+        Self { out, bias: true, activation: Activation::None, residual: None, second: None, heads: None, single: false }
     }
 }
 
@@ -74,8 +77,9 @@ pub struct Conv {
     pub stride: u32,
     /// Nearest-neighbour enlargement to this height and width (at most doubling) before the convolution.
     pub upsample: Option<(u32, u32)>,
-    /// Added to every position of a batch element: [B, 1, 1, out] in f32.
-    pub row_bias: Option<Value>,
+    /// Added to every position of a batch element: the channels of a [B, 1, 1, ..] in f32 from the given one on, a multiple
+    /// of four.
+    pub row_bias: Option<(Value, u32)>,
     /// Added last: [B, H, W, out].
     pub residual: Option<Value>,
 }
@@ -139,20 +143,59 @@ fn push(g: &mut Graph, label: &str, call: Option<Call>, inputs: Vec<Operand>, sh
     }
 }
 
+/// Records a product, in two nodes where its sum is split; see [`push`].
+fn push_product(g: &mut Graph, label: &str, config: &Matrix, operands: Operands<Operand>, shape: Shape) -> Value {
+    let dtype = config.types[2];
+    match config.call(g.limits()) {
+        Some(Run { call, reduce: Some((partials, reduce)) }) => {
+            let sums = Shape::tokens(partials.splits, partials.rows, partials.columns);
+            let sums = g.push(label, call, operands.partial_inputs(), sums, DType::F32);
+            g.push(label, reduce, operands.reduce_inputs(sums.into()), shape, dtype)
+        }
+        run => push(g, label, run.map(|run| run.call), operands.inputs(), shape, dtype),
+    }
+}
+
 /// x [.., K] -> [.., N]; also a 1x1 convolution.
 pub fn linear(g: &mut Graph, w: &Weights<'_>, x: Value, options: Linear) -> Value {
     let from = g.shape(x);
-    let logical = options.heads.map_or(from.channels, |heads| heads.count * heads.width);
-    let key = w.at("weight").claim(&[&[options.out, logical], &[options.out, logical, 1, 1]]);
-    let columns = options.heads.map_or_else(|| padded(from.channels), Heads::channels);
+    let second = options.second.map_or(0, |second| g.shape(second).channels);
+    let first = options.heads.map_or(from.channels, |heads| heads.count * heads.width);
+    let key = w.at("weight").claim(&[&[options.out, first + second], &[options.out, first + second, 1, 1]]);
+    let mut columns = options.heads.map_or_else(|| padded(from.channels), Heads::channels);
+    columns.extend(padded(second).into_iter().map(|column| column.map(|column| first + column)));
     let weight = w.matrix(g, vec![key], identity(options.out), columns, 1);
     let bias = options.bias.then(|| vector(g, &w.at("bias"), options.out));
     product(g, w.path(), x, weight, bias, options)
 }
 
+/// Several linear layers `parts` (with bias) of the same x [.., K] as one product -> [.., sum of N] in f32, every N padded
+/// to a multiple of four, and where each one's channels begin.
+pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], x: Value) -> (Value, Vec<u32>) {
+    let [(w, _), ..] = parts else { panic!("{label}: no layers to join") };
+    let depth = g.shape(x).channels;
+    let mut rows: Vec<RowSource> = Vec::new();
+    let mut begins = Vec::new();
+    for (key, (_, out)) in parts.iter().enumerate() {
+        begins.push(rows.len() as u32);
+        rows.extend(padded(*out).into_iter().map(|row| row.map(|row| (key as u8, row))));
+    }
+    let keys = parts.iter().map(|(w, out)| w.at("weight").claim(&[&[*out, depth]])).collect();
+    let weight = w.matrix(g, keys, rows.clone(), padded(depth), 1);
+    let keys = parts.iter().map(|(w, out)| w.at("bias").claim(&[&[*out]])).collect();
+    let bias = w.vector(g, keys, rows.clone());
+    let options = Linear { single: true, ..Linear::new(rows.len() as u32) };
+    (product(g, label, x, weight, Some(bias), options), begins)
+}
+
 /// x [rows, K] times a packed matrix, with the epilogue that `options` asks for.
 fn product(g: &mut Graph, label: &str, x: Value, weight: WeightId, bias: Option<WeightId>, options: Linear) -> Value {
     let from = g.shape(x);
+    if let Some(second) = options.second {
+        let other = g.shape(second);
+        assert!(other.rows() == from.rows(), "{label}: {from} and {other} have different rows");
+        assert!(g.dtype(x) == g.dtype(second), "{label}: two inputs of different types");
+    }
     let output = if options.single { DType::F32 } else { g.precision() };
     let config = Matmul {
         rows: from.rows(),
@@ -166,9 +209,17 @@ fn product(g: &mut Graph, label: &str, x: Value, weight: WeightId, bias: Option<
         weight: g.precision(),
         output,
     };
-    let inputs = matmul::inputs(x, weight, bias, options.residual);
-    let call = matmul::call(&config, g.limits());
-    push(g, label, call, inputs, from.with_channels(options.out), output)
+    let second = options.second.map_or(0, |second| g.shape(second).channels);
+    let config = Matrix { second, ..config.matrix() };
+    let operands = Operands {
+        x: x.into(),
+        second: options.second.map(Operand::from),
+        weight: weight.into(),
+        bias: bias.map(Operand::from),
+        row_bias: None,
+        residual: options.residual.map(Operand::from),
+    };
+    push_product(g, label, &config, operands, from.with_channels(options.out))
 }
 
 /// x [.., K] -> value * GELU(gate) [.., N], both from one product (arXiv:2002.05202; diffusers `GEGLU`).
@@ -191,10 +242,15 @@ pub fn geglu(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
         weight: g.precision(),
         output: g.precision(),
     };
-    let inputs = matmul::inputs(x, weight, Some(bias), None::<Value>);
-    let call = matmul::call(&config, g.limits());
-    let dtype = g.precision();
-    push(g, w.path(), call, inputs, from.with_channels(out), dtype)
+    let operands = Operands {
+        x: x.into(),
+        second: None,
+        weight: weight.into(),
+        bias: Some(bias.into()),
+        row_bias: None,
+        residual: None,
+    };
+    push_product(g, w.path(), &config.matrix(), operands, from.with_channels(out))
 }
 
 /// x [B, H, W, I] -> [B, H, W, O], 3x3.
@@ -225,19 +281,26 @@ pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
         residual: options.residual.is_some(),
         dtype: g.precision(),
     };
-    let inputs = conv2d::inputs(x, weight, bias, options.row_bias, options.residual);
-    let call = conv2d::call(&config, g.limits());
-    let dtype = g.precision();
-    push(g, w.path(), call, inputs, to, dtype)
+    let slice = |(value, first): (Value, u32)| Slice { channels: g.shape(value).channels, first };
+    let config = Matrix { row_bias: options.row_bias.map(slice), ..config.matrix() };
+    let operands = Operands {
+        x: x.into(),
+        second: None,
+        weight: weight.into(),
+        bias: Some(bias.into()),
+        row_bias: options.row_bias.map(|(value, _)| value.into()),
+        residual: options.residual.map(Operand::from),
+    };
+    push_product(g, w.path(), &config, operands, to)
 }
 
-/// x [B, H, W, I] -> [B, H, W, C]; time [B, 1, 1, C] in f32 is added between the convolutions (diffusers `ResnetBlock2D`).
+/// x [B, H, W, I] -> [B, H, W, C]; channels of time [B, 1, 1, ..] in f32 from the given one on are added between the convolutions (diffusers `ResnetBlock2D`).
 pub fn resnet(
     g: &mut Graph,
     w: &Weights<'_>,
     x: Value,
     channels: u32,
-    time: Option<Value>,
+    time: Option<(Value, u32)>,
     groups: u32,
     eps: f32,
 ) -> Value {

@@ -3,7 +3,7 @@
 use super::super::attention::{Attention, call};
 use super::super::tuning::Class;
 use super::super::{Call, Limits};
-use super::matrix::sample;
+use super::sampled::sample;
 use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
 use crate::tensor::DType;
 
@@ -120,8 +120,7 @@ impl Kernel for Sampled {
             let kv = &kv[element * kv_size..][..kv_size];
             let config = Attention { batch: 1, queries: chosen.len() as u32, ..self.0.config };
             values.extend(config.reference(&part, kv));
-            let magnitudes = Heads { config, ..self.0 }.magnitudes(&part, kv);
-            tolerances.extend(magnitudes.iter().map(|magnitude| K * EPS * magnitude));
+            tolerances.extend(Heads { config, ..self.0 }.tolerances(&part, kv));
             places.extend(rows.flat_map(|row| row * channels..(row + 1) * channels));
         }
         vec![Expected { places: Some(places), ..Expected::new("out", dtype, values, tolerances) }]

@@ -1,7 +1,7 @@
 //! Cases of `conv2d`.
 
 use super::super::conv2d::Conv2d;
-use super::super::matrix::Matrix;
+use super::super::matrix::{Matrix, Slice};
 use super::Case;
 use crate::tensor::DType;
 
@@ -43,5 +43,9 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("rows of one tile and one more", same(1, [13, 5], 8, 12, 3)),
     ];
     let case = |what: &str, config: Matrix| Case::new("conv2d", what, dtype, config);
-    all.into_iter().map(|(what, config)| case(what, config.matrix())).collect()
+    let slice = Slice { channels: 163, first: 44 };
+    let sliced = Matrix { row_bias: Some(slice), ..same(3, [5, 7], 40, 75, 3).matrix() };
+    let sliced = [("slice of a wider row bias", sliced)];
+    let all = all.into_iter().map(|(what, config)| (what, config.matrix())).chain(sliced);
+    all.map(|(what, config)| case(what, config)).collect()
 }

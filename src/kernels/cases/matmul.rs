@@ -2,6 +2,7 @@
 
 use super::super::elementwise::Activation;
 use super::super::matmul::Matmul;
+use super::super::matrix::Matrix;
 use super::Case;
 use crate::tensor::DType;
 
@@ -40,5 +41,13 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         // Large enough for the larger tile of CPU adapters; once is enough for a reference in f64.
         all.push(("large", linear(264, 1000, 960)));
     }
-    all.into_iter().map(|(what, config)| Case::new("matmul", what, dtype, config.matrix())).collect()
+    let two = |second: u32, config: Matmul| Matrix { second, ..config.matrix() };
+    let pairs = [
+        ("shortcut of SD over two inputs", two(64, linear(2 * 35, 128, 64))),
+        ("two inputs, tails", two(7, Matmul { residual: true, ..linear(37, 21, 19) })),
+        ("two inputs, gated", two(33, Matmul { gated: true, ..linear(70, 30, 40) })),
+        ("two inputs, a long sum", two(640, linear(18, 1280, 70))),
+    ];
+    let all = all.into_iter().map(|(what, config)| (what, config.matrix())).chain(pairs);
+    all.map(|(what, config)| Case::new("matmul", what, dtype, config)).collect()
 }

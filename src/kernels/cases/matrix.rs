@@ -1,10 +1,11 @@
 //! What the cases of `matmul` and `conv2d` share: numbers for a [`Matrix`] and its tolerances.
 
 use super::super::elementwise::Activation;
-use super::super::matrix::{Matrix, PANEL, gated_rows, inputs};
-use super::super::tuning::{Class, Product};
+use super::super::matrix::{Matrix, Operands, PANEL, Run, Slice, gated_rows};
+use super::super::matrix_reduce::{self, Partials};
+use super::super::tuning::Class;
 use super::super::{Call, Limits, vectors};
-use super::{EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
+use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
 use crate::tensor::DType;
 
 /// Rounding errors of a sum of n terms grow like a random walk, about sqrt(n) eps sum|terms| / 2 at worst seen; n is
@@ -14,27 +15,29 @@ const K: f64 = 32.0;
 const ACTIVATION: f64 = 1e-6;
 
 /// The numbers of a product, as the reference takes them.
-struct Numbers {
-    x: Vec<f64>,
-    weight: Vec<f64>,
-    bias: Vec<f64>,
-    row_bias: Vec<f64>,
-    residual: Vec<f64>,
+pub(super) struct Numbers {
+    pub(super) x: Vec<f64>,
+    pub(super) weight: Vec<f64>,
+    pub(super) bias: Vec<f64>,
+    pub(super) row_bias: Vec<f64>,
+    pub(super) residual: Vec<f64>,
 }
 
 impl Numbers {
-    fn of(config: &Matrix) -> Self {
+    pub(super) fn of(config: &Matrix) -> Self {
         let rows = config.rows() as usize;
         let pixels = (config.batch * config.input[0] * config.input[1]) as usize;
         let columns = (config.outputs << u32::from(config.gated)) as usize;
-        let fan = (config.inputs * config.kernel[0] * config.kernel[1]) as usize;
+        let channels = (config.inputs + config.second) as usize;
+        let row_channels = config.row_bias.map_or(0, |slice| slice.channels) as usize;
+        let fan = ((config.inputs + config.second) * config.kernel[0] * config.kernel[1]) as usize;
         let [input, weight, output] = config.types;
         let batch = config.batch as usize;
         Self {
-            x: numbers("x", pixels * config.inputs as usize, input, 0.25, 1.5),
+            x: numbers("x", pixels * channels, input, 0.25, 1.5),
             weight: numbers("weight", columns * fan, weight, 0.0, 1.7 / (fan as f64).sqrt()),
             bias: numbers("bias", columns, DType::F32, 0.1, 0.5),
-            row_bias: numbers("row bias", batch * config.outputs as usize, DType::F32, -0.2, 0.7),
+            row_bias: numbers("row bias", batch * row_channels, DType::F32, -0.2, 0.7),
             residual: numbers("residual", rows * config.outputs as usize, output, 0.3, 1.0),
         }
     }
@@ -63,15 +66,25 @@ fn columns(config: &Matrix) -> Vec<Option<usize>> {
     (0..physical).map(|n| (n < config.outputs as usize).then_some(n)).collect()
 }
 
+/// The logical channel of every physical k.
+fn channels(config: &Matrix) -> Vec<Option<usize>> {
+    let part = |first: u32, count: u32| {
+        let stored = vectors(count) * 4;
+        (0..stored).map(move |k| (k < count).then_some((first + k) as usize))
+    };
+    part(0, config.inputs).chain(part(config.inputs, config.second)).collect()
+}
+
 /// `weight` [N][K][taps] in panels of 32 columns: [panels][taps][K4 * 4][32].
 fn pack(config: &Matrix, weight: &[f64]) -> Vec<f64> {
-    let (depth, taps) = (config.inputs as usize, (config.kernel[0] * config.kernel[1]) as usize);
+    let depth = (config.inputs + config.second) as usize;
+    let taps = (config.kernel[0] * config.kernel[1]) as usize;
     let mut packed = Vec::new();
     for panel in columns(config).chunks(PANEL as usize) {
         for tap in 0..taps {
-            for k in 0..vectors(config.inputs) as usize * 4 {
-                let value = |n: &Option<usize>| match n {
-                    Some(n) if k < depth => weight[(n * depth + k) * taps + tap],
+            for k in channels(config) {
+                let value = |n: &Option<usize>| match (n, k) {
+                    (Some(n), Some(k)) => weight[(n * depth + k) * taps + tap],
                     _ => 0.0,
                 };
                 packed.extend(panel.iter().map(value));
@@ -81,8 +94,35 @@ fn pack(config: &Matrix, weight: &[f64]) -> Vec<f64> {
     packed
 }
 
+/// The calls of a product over operands that are indices into `tensors`.
+fn steps(run: Run, operands: Operands<usize>, tensors: &mut Vec<Tensor>, config: &Matrix) -> Vec<Step> {
+    let rows = config.rows() as u32;
+    let mut made = |name, rows, channels, dtype| {
+        tensors.push(Tensor::made(name, rows, channels, dtype));
+        tensors.len() - 1
+    };
+    let mut steps = match run.reduce {
+        None => vec![Step { call: run.call, reads: operands.inputs(), writes: Vec::new() }],
+        Some((partials, reduce)) => {
+            let sums = made("partial sums", partials.splits * partials.rows, partials.columns, DType::F32);
+            let first = Step { call: run.call, reads: operands.partial_inputs(), writes: vec![sums] };
+            vec![first, Step { call: reduce, reads: operands.reduce_inputs(sums), writes: Vec::new() }]
+        }
+    };
+    let out = made("out", rows, config.outputs, config.types[2]);
+    steps.iter_mut().filter(|step| step.writes.is_empty()).for_each(|step| step.writes = vec![out]);
+    // The weight stands in for operands that are not there, whole.
+    for step in &mut steps {
+        for launch in &mut step.call.launches {
+            let ranges = launch.ranges.iter_mut().zip(&step.reads);
+            ranges.filter(|(_, index)| **index == operands.weight).for_each(|(range, _)| *range = None);
+        }
+    }
+    steps
+}
+
 /// What a product of `numbers` must give, and how far each may be off in f32.
-fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
     let values = numbers.reference(config);
     let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*config });
     // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
@@ -92,163 +132,157 @@ fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
     (values, magnitudes.iter().map(|magnitude| relative * magnitude).collect())
 }
 
-/// The class of a product and what may run for it.
-fn choices(config: &Matrix, limits: &Limits) -> (Class, Vec<String>) {
-    let product = match config {
-        _ if config.gated => Product::Gated,
-        _ if config.kernel == [1, 1] => Product::Linear,
-        _ => Product::Convolution,
+/// The tensors of a product that are given, and which is which.
+pub(super) fn given(config: &Matrix) -> (Vec<Tensor>, Operands<usize>) {
+    let numbers = Numbers::of(config);
+    let [input, weight, output] = config.types;
+    let width = (config.inputs + config.second) as usize;
+    let part = |from: usize, to: usize| -> Vec<f64> {
+        numbers.x.chunks_exact(width).flat_map(|row| row[from..to].iter().copied()).collect()
     };
-    let class = Class::matrix(product, config.rows(), config.types[0]);
-    let name = config.call(limits).map_or("matrix", |call| call.variant.stem);
-    (class, vec![name.to_owned()])
+    let inputs = config.inputs as usize;
+    let mut tensors = vec![
+        Tensor::given("x", config.inputs, input, &part(0, inputs)),
+        Tensor::given("weight", PANEL, weight, &pack(config, &numbers.weight)),
+    ];
+    let mut operand = |wanted: bool, make: &dyn Fn() -> Tensor| {
+        wanted.then(|| {
+            tensors.push(make());
+            tensors.len() - 1
+        })
+    };
+    let second = operand(config.second > 0, &|| Tensor::given("second", config.second, input, &part(inputs, width)));
+    let bias = operand(config.bias, &|| {
+        let values: Vec<f64> = columns(config).iter().map(|n| n.map_or(0.0, |n| numbers.bias[n])).collect();
+        Tensor::given("bias", values.len() as u32, DType::F32, &values)
+    });
+    let slice = config.row_bias.map_or(0, |slice| slice.channels);
+    let row_bias = operand(slice > 0, &|| Tensor::given("row bias", slice, DType::F32, &numbers.row_bias));
+    let residual = operand(config.residual, &|| Tensor::given("residual", config.outputs, output, &numbers.residual));
+    let operands = Operands { x: 0, second, weight: 1, bias, row_bias, residual };
+    (tensors, operands)
+}
+
+/// A product's work over what is given.
+pub(super) fn work(
+    (mut tensors, operands): (Vec<Tensor>, Operands<usize>),
+    config: &Matrix,
+    limits: &Limits,
+) -> Option<Work> {
+    let steps = steps(config.call(limits)?, operands, &mut tensors, config);
+    Some(Work { tensors, steps })
 }
 
 impl Kernel for Matrix {
     fn work(&self, limits: &Limits) -> Option<Work> {
-        let numbers = Numbers::of(self);
-        let [input, weight, output] = self.types;
-        let mut tensors = vec![
-            Tensor::given("x", self.inputs, input, &numbers.x),
-            Tensor::given("weight", PANEL, weight, &pack(self, &numbers.weight)),
-        ];
-        let mut operand = |wanted: bool, make: &dyn Fn() -> Tensor| {
-            wanted.then(|| {
-                tensors.push(make());
-                tensors.len() - 1
-            })
-        };
-        let bias = operand(self.bias, &|| {
-            let values: Vec<f64> = columns(self).iter().map(|n| n.map_or(0.0, |n| numbers.bias[n])).collect();
-            Tensor::given("bias", values.len() as u32, DType::F32, &values)
-        });
-        let row_bias =
-            operand(self.row_bias, &|| Tensor::given("row bias", self.outputs, DType::F32, &numbers.row_bias));
-        let residual = operand(self.residual, &|| Tensor::given("residual", self.outputs, output, &numbers.residual));
-        let reads = inputs(0, 1, bias, row_bias, residual);
-        tensors.push(Tensor::made("out", self.rows() as u32, self.outputs, output));
-        let writes = vec![tensors.len() - 1];
-        let mut call = self.call(limits)?;
-        // The weight stands in for operands that are not there, whole.
-        for launch in &mut call.launches {
-            launch.ranges.iter_mut().zip(&reads).filter(|(_, index)| **index == 1).for_each(|(range, _)| *range = None);
-        }
-        Some(Work { tensors, steps: vec![Step { call, reads, writes }] })
+        work(given(self), self, limits)
     }
 
     fn expected(&self) -> Vec<Expected> {
         let (values, tolerances) = judged(self, &Numbers::of(self));
         vec![Expected::new("out", self.types[2], values, tolerances)]
     }
+
     fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
-        Some(choices(self, limits))
+        Some((self.class(), self.candidates(limits).iter().map(ToString::to_string).collect()))
     }
 
     fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
-        self.call(limits).map(|call| vec![call])
+        let Run { call, reduce } = self.call(limits)?;
+        Some([call].into_iter().chain(reduce.map(|(_, call)| call)).collect())
     }
 }
 
-/// A product too large to be compared whole: some of its rows and columns are, each dot product in full.
-pub(super) struct Sampled(pub(super) Matrix);
-
-/// Rows and columns of a sample.
-const SAMPLE: [usize; 2] = [24, 40];
-
-/// `count` of the places below `end`, ends included, spread without a common period.
-pub(super) fn sample(count: usize, end: usize) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..count).map(|i| (i * (end - 1) / (count - 1).max(1) + i * i) % end).collect();
-    places.extend([0, end - 1]);
-    places.sort_unstable();
-    places.dedup();
-    places
+/// The second half of a split product by itself, over partial sums that are given.
+struct Reduce {
+    config: Matrix,
+    partials: Partials,
 }
 
-impl Sampled {
-    /// The sampled rows as a linear layer over what the taps read, [rows][K][taps]. For strides of 1.
-    fn windows(&self, x: &[f64], rows: &[usize]) -> Vec<f64> {
-        let Matrix { input: [height, width], output: [lines, columns], inputs, kernel, padding, .. } = self.0;
-        let mut windows = Vec::new();
-        for row in rows.iter().map(|row| *row as u32) {
-            let (picture, y, x0) = (row / (lines * columns), row / columns % lines, row % columns);
-            for k in 0..inputs {
-                for tap in 0..kernel[0] * kernel[1] {
-                    let iy = (y + tap / kernel[1]).wrapping_sub(padding[0]);
-                    let ix = (x0 + tap % kernel[1]).wrapping_sub(padding[1]);
-                    let inside = iy < height && ix < width;
-                    let at = |pixel: u32| x[(pixel * inputs + k) as usize];
-                    windows.push(if inside { at((picture * height + iy) * width + ix) } else { 0.0 });
-                }
-            }
-        }
-        windows
+impl Reduce {
+    fn sums(&self) -> Vec<f64> {
+        let Partials { splits, rows, columns } = self.partials;
+        numbers("partial sums", (splits * rows * columns) as usize, DType::F32, 0.1, 1.3)
+    }
+
+    fn bias(&self, numbers: &Numbers) -> Vec<f64> {
+        let physical = columns(&self.config).into_iter().map(|n| n.map_or(0.0, |n| numbers.bias[n]));
+        physical.chain(std::iter::repeat(0.0)).take(self.partials.columns as usize).collect()
     }
 }
 
-impl Kernel for Sampled {
+impl Kernel for Reduce {
     fn work(&self, limits: &Limits) -> Option<Work> {
-        self.0.work(limits)
+        let config = &self.config;
+        let numbers = Numbers::of(config);
+        let mut tensors = vec![
+            Tensor::given("partial sums", self.partials.columns, DType::F32, &self.sums()),
+            Tensor::given("bias", self.partials.columns, DType::F32, &self.bias(&numbers)),
+        ];
+        let row_bias = config.row_bias.map(|slice| {
+            tensors.push(Tensor::given("row bias", slice.channels, DType::F32, &numbers.row_bias));
+            tensors.len() - 1
+        });
+        let residual = config.residual.then(|| {
+            tensors.push(Tensor::given("residual", config.outputs, config.types[2], &numbers.residual));
+            tensors.len() - 1
+        });
+        let largest = tensors.iter().map(Tensor::size).max().unwrap_or(0) as u64;
+        tensors.push(Tensor::made("out", config.rows() as u32, config.outputs, config.types[2]));
+        let reads = matrix_reduce::inputs(0, Some(1), row_bias, residual, 0);
+        let call = matrix_reduce::call(config, self.partials, limits);
+        let steps = vec![Step { call, reads, writes: vec![tensors.len() - 1] }];
+        (largest <= limits.binding).then_some(Work { tensors, steps })
     }
 
     fn expected(&self) -> Vec<Expected> {
-        let config = &self.0;
-        let whole = Numbers::of(config);
-        let outputs = config.outputs as usize;
-        let fan = (config.inputs * config.kernel[0] * config.kernel[1]) as usize;
-        let (rows, columns) = (sample(SAMPLE[0], config.rows() as usize), sample(SAMPLE[1], outputs));
-        let gates = columns.iter().filter(|_| config.gated).map(|column| outputs + column);
-        let physical: Vec<usize> = columns.iter().copied().chain(gates).collect();
-        let cells = || rows.iter().flat_map(|row| columns.iter().map(move |column| row * outputs + column));
-        let part = Numbers {
-            x: self.windows(&whole.x, &rows),
-            weight: physical.iter().flat_map(|n| &whole.weight[n * fan..][..fan]).copied().collect(),
-            bias: physical.iter().map(|n| whole.bias[*n]).collect(),
-            row_bias: vec![],
-            residual: cells().map(|cell| whole.residual[cell]).collect(),
+        let numbers = Numbers::of(&self.config);
+        let (sums, bias) = (self.sums(), self.bias(&numbers));
+        let values = |config: &Matrix, numbers: &Numbers, sums: &[f64], bias: &[f64]| {
+            matrix_reduce::reference(config, self.partials, sums, bias, &numbers.row_bias, &numbers.residual)
         };
-        let linear = Matrix {
-            batch: 1,
-            input: [rows.len() as u32, 1],
-            output: [rows.len() as u32, 1],
-            inputs: fan as u32,
-            outputs: columns.len() as u32,
-            kernel: [1, 1],
-            padding: [0, 0],
-            ..*config
-        };
-        let (values, tolerances) = judged(&linear, &part);
-        let expected = Expected::new("out", config.types[2], values, tolerances);
-        vec![Expected { places: Some(cells().collect()), ..expected }]
-    }
-
-    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
-        self.0.choices(limits)
-    }
-
-    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
-        self.0.calls(limits)
+        let plain = Matrix { activation: Activation::None, ..self.config };
+        let magnitudes = values(&plain, &numbers.absolute(), &absolute(&sums), &absolute(&bias));
+        // At most 8 parts, two biases, a residual and an activation no steeper than 1.2, or a gate: 3 times that.
+        let relative = 3.0 * 12.0 * EPS + ACTIVATION;
+        let tolerances = magnitudes.iter().map(|magnitude| relative * magnitude).collect();
+        vec![Expected::new("out", self.config.types[2], values(&self.config, &numbers, &sums, &bias), tolerances)]
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A sample is the same as those places of the whole reference.
-    #[test]
-    fn samples_agree_with_the_whole() {
-        let base = super::super::tuning::product(DType::F16, 2, [9, 7], 12, 50);
-        for config in [
-            Matrix { kernel: [3; 2], padding: [1; 2], ..base },
-            Matrix { batch: 1, input: [90, 1], output: [90, 1], gated: true, residual: true, ..base },
-        ] {
-            let (whole, part) = (&config.expected()[0], &Sampled(config).expected()[0]);
-            let places = part.places.as_ref().unwrap();
-            assert!(places.len() > 500 && places.contains(&0) && places.contains(&(whole.values.len() - 1)));
-            for (place, (value, tolerance)) in places.iter().zip(part.values.iter().zip(&part.tolerances)) {
-                assert!((value - whole.values[*place]).abs() <= 1e-12, "{place}");
-                assert!((tolerance - whole.tolerances[*place]).abs() <= 1e-12, "{place}");
-            }
-        }
-    }
+/// Cases of `matrix_reduce`: epilogues over given partial sums, rows and columns behind the product's included.
+pub(super) fn cases(dtype: DType) -> Vec<Case> {
+    let plain = Matrix {
+        batch: 2,
+        input: [5, 7],
+        output: [5, 7],
+        inputs: 64,
+        second: 0,
+        outputs: 77,
+        kernel: [1, 1],
+        stride: 1,
+        padding: [0, 0],
+        upsample: false,
+        activation: Activation::None,
+        bias: true,
+        row_bias: Some(Slice { channels: 77, first: 0 }),
+        residual: true,
+        gated: false,
+        types: [dtype; 3],
+    };
+    let all = [
+        ("biases and residual", plain, [2, 96, 128]),
+        (
+            "slice of a wider row bias",
+            Matrix { row_bias: Some(Slice { channels: 163, first: 44 }), ..plain },
+            [4, 70, 96],
+        ),
+        ("gated", Matrix { gated: true, row_bias: None, residual: false, ..plain }, [8, 128, 192]),
+        ("SiLU", Matrix { activation: Activation::Silu, row_bias: None, ..plain }, [3, 70, 160]),
+    ];
+    let case = |(what, config, [splits, rows, columns]): (&str, Matrix, [u32; 3])| {
+        let partials = Partials { splits, rows, columns };
+        Case::new("matrix_reduce", what, dtype, Reduce { config, partials })
+    };
+    all.into_iter().map(case).collect()
 }

@@ -14,6 +14,7 @@ mod norms;
 mod pointwise;
 mod roofs;
 mod rows;
+mod sampled;
 mod sizes;
 mod steps;
 mod tuning;
@@ -264,6 +265,7 @@ pub fn cases() -> Vec<Case> {
         attention::cases as fn(DType) -> Vec<Case>,
         conv2d::cases,
         matmul::cases,
+        matrix::cases,
         norms::cases,
         pointwise::cases,
         roofs::cases,
@@ -308,7 +310,17 @@ mod tests {
         let names: HashSet<_> = all.iter().map(|case| &case.name).collect();
         assert_eq!(names.len(), all.len());
         let stems: HashSet<_> = all.iter().map(|case| case.stem).collect();
-        let shared = ["mod", "attention_coop", "bands", "cases", "matrix", "tuning"];
+        let shared = [
+            "mod",
+            "attention_coop",
+            "attention_shared",
+            "bands",
+            "cases",
+            "matrix",
+            "matrix_tiles",
+            "template",
+            "tuning",
+        ];
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernels")).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();

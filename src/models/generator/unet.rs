@@ -1,8 +1,11 @@
 //! The latent UNet of Stable Diffusion 1.x, 2.x and XL (diffusers `UNet2DConditionModel`).
 
+use std::collections::HashMap;
+
 use crate::graph::{Graph, Shape, Value};
 use crate::kernels::elementwise::Activation;
 use crate::kernels::sinusoid::Sinusoid;
+use crate::kernels::vector_bytes;
 use crate::models::config::UnetConfig;
 use crate::models::nn::{self, Conv, Heads, Linear};
 use crate::weights::Weights;
@@ -32,7 +35,8 @@ pub fn unet(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, sample: Value, 
     let batch = g.shape(sample).batch;
     let time = time_embedding(g, w, config, given, batch); // [B, E], activated
     g.tap("unet.time", time);
-    let mut unet = Unet { g, w, config, time, context: given.context };
+    let times = time_projections(g, w, config, time);
+    let mut unet = Unet { g, w, config, times, context: given.context };
     let x = nn::conv3x3(unet.g, &w.at("conv_in"), sample, config.block_out_channels[0] as u32);
     unet.g.tap("unet.conv_in", x);
     let (x, mut skips) = unet.down(x);
@@ -90,12 +94,63 @@ fn time_embedding(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Co
     }
 }
 
+/// The paths and output channels of all resnets.
+fn resnets(config: &UnetConfig) -> Vec<(String, u32)> {
+    let levels = config.block_out_channels.len();
+    let channels = |level: usize| config.block_out_channels[level] as u32;
+    let mut all = Vec::new();
+    for level in 0..levels {
+        let layers = 0..config.layers_per_block[level];
+        all.extend(layers.map(|layer| (format!("down_blocks.{level}.resnets.{layer}"), channels(level))));
+    }
+    if config.mid_block {
+        all.extend([0, 1].map(|layer| (format!("mid_block.resnets.{layer}"), channels(levels - 1))));
+    }
+    for block in 0..levels {
+        let level = levels - 1 - block;
+        let layers = 0..config.layers_per_block[level] + 1;
+        all.extend(layers.map(|layer| (format!("up_blocks.{block}.resnets.{layer}"), channels(level))));
+    }
+    all
+}
+
+/// Where a resnet's channels of the projected timestep lie, by the resnet's path.
+type Times = HashMap<String, (Value, u32)>;
+
+/// The layers `time_emb_proj` of all resnets read the same two rows, so they are one product, or as few as the largest
+/// binding allows for their weights.
+fn time_projections(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, time: Value) -> Times {
+    let row_bytes = u64::from(g.shape(time).vectors()) * vector_bytes(g.precision());
+    let most = (g.limits().binding / row_bytes) as u32;
+    let mut groups: Vec<Vec<(String, u32)>> = Vec::new();
+    let mut rows = 0;
+    for (path, channels) in resnets(config) {
+        // A packed weight is whole panels, and the keys of one weight are counted in a byte.
+        rows += channels.next_multiple_of(32);
+        match groups.last_mut() {
+            Some(group) if rows <= most && group.len() < 256 => group.push((path, channels)),
+            _ => {
+                rows = channels.next_multiple_of(32);
+                groups.push(vec![(path, channels)]);
+            }
+        }
+    }
+    let mut times = Times::new();
+    for group in groups {
+        let layer = |(path, channels): &(String, u32)| (w.at(path).at("time_emb_proj"), *channels);
+        let layers: Vec<_> = group.iter().map(layer).collect();
+        let (value, begins) = nn::linears(g, "time_emb_proj", &layers, time);
+        times.extend(group.into_iter().zip(begins).map(|((path, _), begin)| (path, (value, begin))));
+    }
+    times
+}
+
 /// What every block needs.
 struct Unet<'a, 'g> {
     g: &'g mut Graph,
     w: &'a Weights<'a>,
     config: &'a UnetConfig,
-    time: Value,
+    times: Times,
     context: Value,
 }
 
@@ -171,8 +226,9 @@ impl Unet<'_, '_> {
     fn resnet(&mut self, w: &Weights<'_>, x: Value, channels: u32) -> Value {
         let (groups, eps) = (self.config.norm_num_groups as u32, self.config.norm_eps as f32);
         let g = &mut *self.g;
-        let time = nn::linear(g, &w.at("time_emb_proj"), self.time, Linear { single: true, ..Linear::new(channels) });
-        let y = nn::resnet(g, w, x, channels, Some(time), groups, eps);
+        let time = self.times.get(w.path()).copied();
+        assert!(time.is_some(), "{}: a resnet that was not listed", w.path());
+        let y = nn::resnet(g, w, x, channels, time, groups, eps);
         g.tap(&format!("unet.{}", w.path()), y);
         y
     }
