@@ -8,7 +8,8 @@ use half::f16;
 use safetensors::SafeTensors;
 
 fn scumble(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scumble")).args(words).stdin(Stdio::null()).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
+    command.args(words).env("SCUMBLE_CACHE_DIR", "").stdin(Stdio::null()).output().unwrap()
 }
 
 /// A folder with a copy of a small working model, `model`, and an empty folder for pictures, `out`.

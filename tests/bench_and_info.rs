@@ -13,7 +13,8 @@ use scumble::weights::shapes::parse_manifest;
 use scumble::weights::{Source, published};
 
 fn scumble(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scumble")).args(words).stdin(Stdio::null()).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
+    command.args(words).env("SCUMBLE_CACHE_DIR", "").stdin(Stdio::null()).output().unwrap()
 }
 
 fn told(words: &[&str]) -> String {

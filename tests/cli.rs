@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 fn scumble(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scumble")).args(words).stdin(Stdio::null()).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
+    command.args(words).env("SCUMBLE_CACHE_DIR", "").stdin(Stdio::null()).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {

@@ -7,8 +7,22 @@ use std::path::Path;
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
-        &["bench", "pipelines", "models", "sampling", "text", "weights", "graph", "kernels", "gpu", "tensor", "error"],
+        &[
+            "bench",
+            "tune",
+            "pipelines",
+            "models",
+            "sampling",
+            "text",
+            "weights",
+            "graph",
+            "kernels",
+            "gpu",
+            "tensor",
+            "error",
+        ],
     ),
+    ("tune", &["graph", "kernels", "gpu", "tensor", "error"]),
     ("bench", &["pipelines", "models", "sampling", "weights", "graph", "kernels", "gpu", "tensor", "error"]),
     ("pipelines", &["models", "sampling", "text", "weights", "graph", "kernels", "gpu", "tensor", "error"]),
     ("models", &["weights", "graph", "kernels", "tensor", "error"]),

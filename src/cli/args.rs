@@ -44,6 +44,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Time one UNet step, one VAE decode and the kernels, each verified first
     Bench(BenchArgs),
+    /// Find the kernels that are right and fastest on an adapter, and keep the choice for later runs
+    Tune(TuneArgs),
 }
 
 /// Arithmetic and storage on the GPU.
@@ -141,6 +143,10 @@ pub struct GenerateArgs {
     /// Print what would run (parts, schedule, memory) and draw nothing
     #[arg(long)]
     pub explain: bool,
+
+    /// On an adapter that is new, only test the kernels; do not measure which are fastest
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 /// `scumble info`
@@ -206,6 +212,30 @@ pub struct BenchArgs {
     /// Runs that are timed; the median counts
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive, allow_negative_numbers = true)]
     pub runs: u32,
+
+    /// On an adapter that is new, only test the kernels; do not measure which are fastest
+    #[arg(long)]
+    pub no_tune: bool,
+}
+
+/// `scumble tune`
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+
+    /// Number format whose kernels are timed
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: PrecisionArg,
+
+    /// Time the kernels of both number formats
+    #[arg(long, conflicts_with = "precision")]
+    pub all: bool,
+
+    /// Only test the kernels; do not measure which are fastest
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 fn side(text: &str) -> Result<u32, String> {

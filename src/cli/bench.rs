@@ -11,7 +11,7 @@ use crate::bench::{Roofs, Row, kernels};
 use crate::cli::args::{BenchArgs, BenchWhat, PrecisionArg};
 use crate::cli::info::size;
 use crate::cli::progress::{Reporter, Unit};
-use crate::cli::{files, painter, print_line};
+use crate::cli::{files, painter, print_line, tune};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::inspect::Stage;
@@ -31,6 +31,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let model = if step { Some(prepare(args)?) } else { None };
     let gpu = painter::open_gpu(args.adapter.as_deref())?;
     let mut reporter = Reporter::stderr();
+    tune::settle_for(&gpu, args.precision, args.no_tune, &mut reporter)?;
     reporter.begin("measuring the roofs", 0, Unit::Pieces);
     let roofs = Roofs::measure(&gpu)?;
     reporter.end();

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::cli::args::InfoArgs;
-use crate::cli::{painter, print_line};
+use crate::cli::{painter, print_line, tune};
 use crate::error::Result;
 use crate::gpu::{self, AdapterSummary};
 use crate::kernels::Limits;
@@ -20,7 +20,7 @@ use crate::weights::checkpoint::{Checkpoint, TokenizerFiles};
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let text = match &args.model {
-        None => adapters(&gpu::adapters()),
+        None => adapters(&gpu::adapters(), tune::state),
         Some(model) => {
             let request = Request { width: args.width, height: args.height, ..Request::default() };
             describe(&painter::open_model(Some(Path::new(model)), None)?.0, &request)?
@@ -29,8 +29,8 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     print_line(text.trim_end())
 }
 
-/// Every adapter with what it has and lacks.
-pub fn adapters(found: &[AdapterSummary]) -> String {
+/// Every adapter with what it has and lacks; `state` gives the lines on what runs on the one with an index.
+pub fn adapters(found: &[AdapterSummary], state: impl Fn(usize) -> Vec<String>) -> String {
     let mut text = String::new();
     if found.is_empty() {
         return "no GPU adapter. Try installing your GPU's Vulkan driver, or the software one \
@@ -47,6 +47,10 @@ pub fn adapters(found: &[AdapterSummary]) -> String {
             if list.is_empty() { "none".to_owned() } else { list }
         };
         line(&mut text, &format!("   features: {}; absent: {}", names(true), names(false)));
+        if !adapter.cooperative.is_empty() {
+            line(&mut text, &format!("   cooperative matrices: {}", adapter.cooperative.join(", ")));
+        }
+        state(index).iter().for_each(|told| line(&mut text, &format!("   {told}")));
         for (name, value) in &adapter.limits {
             line(&mut text, &format!("   {name}: {}", thousands(*value)));
         }
@@ -245,6 +249,6 @@ mod tests {
 
     #[test]
     fn no_adapter_is_told_with_advice() {
-        assert!(adapters(&[]).contains("mesa-vulkan-drivers"));
+        assert!(adapters(&[], |_| vec![]).contains("mesa-vulkan-drivers"));
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod cache;
 pub mod files;
 pub mod generate;
 pub mod info;
@@ -11,6 +12,7 @@ pub mod model_hash;
 pub mod output;
 pub mod painter;
 pub mod progress;
+pub mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -47,6 +49,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Tune(args) => tune::run(args),
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::cli::args::{GenerateArgs, PrecisionArg};
 use crate::cli::generate::{Painter, Picture};
-use crate::cli::info;
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
+use crate::cli::{cache, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion};
@@ -46,9 +46,10 @@ pub fn open_model(model: Option<&Path>, prediction_type: Option<&str>) -> Result
     Ok((Checkpoint::open_with(path, &options)?, HashSource::of_checkpoint(path)))
 }
 
-/// The adapter that `--adapter` names, with the developer switches of the environment.
+/// The adapter that `--adapter` names, with the developer switches of the environment and the pipelines that were kept.
 pub fn open_gpu(adapter: Option<&str>) -> Result<Arc<Gpu>> {
-    let options = GpuOptions { adapter: adapter.map(str::to_owned), ..GpuOptions::from_environment() };
+    let (adapter, cache_dir) = (adapter.map(str::to_owned), cache::directory());
+    let options = GpuOptions { adapter, cache_dir, ..GpuOptions::from_environment() };
     Ok(Arc::new(Gpu::open(&options)?))
 }
 
@@ -90,6 +91,7 @@ pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Pain
     let gpu = open_gpu(args.adapter.as_deref())?;
     reporter.end();
     let precision = Precision::from(args.precision).resolve(gpu.is_cpu());
+    tune::settle(&gpu, precision, args.no_tune, reporter)?;
     reporter.line(&format!("adapter: {}, {}", gpu.describe(), precision.name()));
     let name = checkpoint.name.clone();
     let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision));

@@ -1,5 +1,7 @@
 //! Finding and opening adapters.
 
+use std::path::PathBuf;
+
 use crate::error::{Error, Result};
 use crate::kernels::KernelSet;
 
@@ -16,6 +18,8 @@ pub struct GpuOptions {
     pub max_binding: Option<u64>,
     /// Which matrix and attention kernels run; those that suit the adapter if absent.
     pub kernels: Option<KernelSet>,
+    /// Where compiled pipelines are kept between runs. Nothing is written to disk without it.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl GpuOptions {
@@ -29,6 +33,7 @@ impl GpuOptions {
             checked: set("SCUMBLE_CHECKED"),
             max_binding: std::env::var("SCUMBLE_MAX_BINDING").ok().and_then(|bytes| bytes.parse().ok()),
             kernels: std::env::var("SCUMBLE_KERNELS").ok().and_then(|name| KernelSet::named(&name)),
+            cache_dir: None,
         }
     }
 }
@@ -46,6 +51,8 @@ pub struct AdapterSummary {
     pub driver: String,
     /// Optional features that matter to compute, present or not.
     pub features: Vec<(&'static str, bool)>,
+    /// Cooperative matrices: rows x columns x depth, the type of the factors and of the sum.
+    pub cooperative: Vec<String>,
     /// Limits that matter to compute, in bytes or counts.
     pub limits: Vec<(&'static str, u64)>,
 }
@@ -70,6 +77,15 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let features = adapter.features();
     let limits = adapter.limits();
+    let sizes = if features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        adapter.cooperative_matrix_properties()
+    } else {
+        vec![]
+    };
+    let size = |found: &wgpu::CooperativeMatrixProperties| {
+        let wgpu::CooperativeMatrixProperties { m_size, n_size, k_size, ab_type, cr_type, .. } = found;
+        format!("{m_size}x{n_size}x{k_size} {ab_type:?} to {cr_type:?}").to_lowercase()
+    };
     AdapterSummary {
         name: info.name,
         backend: format!("{:?}", info.backend),
@@ -82,6 +98,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             ("cooperative-matrix", features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)),
             ("pipeline-cache", features.contains(wgpu::Features::PIPELINE_CACHE)),
         ],
+        cooperative: sizes.iter().map(size).collect(),
         limits: vec![
             ("max buffer size (bytes)", limits.max_buffer_size),
             ("max storage binding (bytes)", limits.max_storage_buffer_binding_size),

@@ -3,15 +3,23 @@
 //! Besides `graph::executor` this is the only place that names wgpu.
 
 mod adapter;
+pub(crate) mod disk;
+mod pipeline_cache;
+pub(crate) mod stopwatch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
+use pipeline_cache::PipelineCache;
+
+/// wgpu's version in Cargo.lock: its shader writers are part of what a cached measurement depends on.
+const WGPU_VERSION: &str = "30.0.1";
 
 /// A compiled shader variant with the layout of its bindings.
 #[derive(Debug)]
@@ -20,6 +28,9 @@ pub struct Pipeline {
     pub(crate) layout: wgpu::BindGroupLayout,
 }
 
+/// A pipeline that is being compiled, or was, or the reason why it cannot be.
+type Compiled = Arc<OnceLock<Result<Arc<Pipeline>>>>;
+
 /// A device with its queue and its compiled pipelines.
 #[derive(Debug)]
 pub struct Gpu {
@@ -27,9 +38,11 @@ pub struct Gpu {
     pub(crate) queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: Limits,
+    tuning: Mutex<Tuning>,
     checked: bool,
+    cache: Option<PipelineCache>,
     faults: Arc<Mutex<Option<String>>>,
-    pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<(Variant, usize, usize), Compiled>>,
 }
 
 impl Gpu {
@@ -39,6 +52,7 @@ impl Gpu {
         let (device, queue) = adapter::open(&adapter, &info, options)?;
         let mut gpu = Self::from_device(device, queue, info, options.checked);
         gpu.watch();
+        gpu.cache = options.cache_dir.as_deref().and_then(|dir| PipelineCache::open(&gpu.device, &gpu.info, dir));
         gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
         gpu.limits.cooperative = adapter::cooperative(&adapter, &gpu.device);
         if gpu.limits.cooperative > 0 && gpu.info.backend == wgpu::Backend::Metal {
@@ -74,7 +88,9 @@ impl Gpu {
             cooperative: 0,
             tuning: Tuning::default(),
         };
-        Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
+        let tuning = Mutex::default();
+        let (faults, pipelines) = (Arc::default(), Mutex::default());
+        Self { device, queue, info, limits, tuning, checked, cache: None, faults, pipelines }
     }
 
     /// Notes the device's errors and its loss for [`Gpu::check`].
@@ -110,7 +126,47 @@ impl Gpu {
 
     /// What building a graph must know.
     pub fn limits(&self) -> Limits {
-        self.limits
+        Limits { tuning: *self.tuning.lock().unwrap_or_else(PoisonError::into_inner), ..self.limits }
+    }
+
+    /// Which candidates run in graphs that are built from now on.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;
+    }
+
+    /// Everything that results measured on this device depend on besides the shaders: pairs of a name and a value.
+    pub fn identity(&self) -> Vec<(&'static str, String)> {
+        let (info, limits) = (&self.info, &self.limits);
+        vec![
+            ("backend", format!("{:?}", info.backend)),
+            ("vendor", info.vendor.to_string()),
+            ("device", info.device.to_string()),
+            ("name", info.name.clone()),
+            ("driver", info.driver.clone()),
+            ("driver_info", info.driver_info.clone()),
+            ("wgpu", WGPU_VERSION.to_owned()),
+            ("checked", self.checked.to_string()),
+            ("kernels", limits.kernels.name().to_owned()),
+            ("f16", limits.f16.to_string()),
+            ("subgroup", limits.subgroup.to_string()),
+            ("cooperative", limits.cooperative.to_string()),
+            ("invocations", limits.invocations.to_string()),
+            ("workgroup_memory", limits.workgroup_memory.to_string()),
+            ("binding", limits.binding.to_string()),
+        ]
+    }
+
+    /// Where compiled pipelines are kept, if they are, and how many bytes of them were found there.
+    pub fn pipeline_cache(&self) -> Option<(&Path, usize)> {
+        self.cache.as_ref().map(PipelineCache::place)
+    }
+
+    /// Writes newly compiled pipelines to [`GpuOptions::cache_dir`]; nothing without one. Dropping the device does so too.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_pipelines(&self) -> Result<()> {
+        self.cache.as_ref().map_or(Ok(()), PipelineCache::save)
     }
 
     /// The largest buffer in bytes.
@@ -122,12 +178,9 @@ impl Gpu {
     /// it compiled.
     pub(crate) fn pipeline(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Arc<Pipeline>> {
         let key = (variant.clone(), reads, writes);
-        if let Some(found) = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(Arc::clone(found));
-        }
-        let pipeline = Arc::new(self.compile(variant, reads, writes)?);
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&pipeline));
-        Ok(pipeline)
+        let place = Arc::clone(self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        // Outside the lock: other variants compile meanwhile, the same one once.
+        place.get_or_init(|| self.compile(variant, reads, writes).map(Arc::new)).clone()
     }
 
     fn compile(&self, variant: &Variant, reads: usize, writes: usize) -> Result<Pipeline> {
@@ -186,7 +239,7 @@ impl Gpu {
                 zero_initialize_workgroup_memory: self.checked,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(PipelineCache::for_new_pipeline),
         });
         match pollster::block_on(scope.pop()) {
             None => Ok(Pipeline { pipeline, layout }),
@@ -268,5 +321,25 @@ impl Gpu {
             .get_mapped_range()
             .map_err(|error| Error::new("reading back from the GPU").at(self.name()).found(error))?;
         Ok(view[..size as usize].to_vec())
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if let Err(fault) = self.save_pipelines() {
+            tracing::warn!("{fault}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_wgpu_is_the_one_that_is_built_with() {
+        let lock = include_str!("../../Cargo.lock");
+        let entry = format!("name = \"wgpu\"\nversion = \"{WGPU_VERSION}\"\n");
+        assert!(lock.contains(&entry), "Cargo.lock has another version");
     }
 }

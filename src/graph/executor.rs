@@ -154,6 +154,13 @@ impl Executor {
         start.elapsed().as_secs_f64()
     }
 
+    /// Seconds of one run on the device, the mean of `count` recorded together. Blocks. The work must be short enough for
+    /// one submission.
+    pub fn time(&self, count: u32) -> Result<f64> {
+        let count = count.max(1);
+        Ok(Recording::new(&self.gpu, &Arc::default()).time(&self.launches, count)? / f64::from(count))
+    }
+
     /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
     pub fn profile(&self) -> Result<Vec<(String, f64, u64)>> {
         let mut rows: Vec<(String, f64, u64)> = self.labels.iter().map(|label| (label.clone(), 0.0, 0)).collect();

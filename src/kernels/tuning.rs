@@ -54,6 +54,37 @@ impl Class {
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
+
+    /// All classes whose operands are stored as `dtype`.
+    pub fn all(dtype: DType) -> impl Iterator<Item = Self> {
+        (0..CLASSES / 2).map(move |index| Self::at(index, dtype))
+    }
+
+    /// How the operands are stored.
+    pub fn dtype(self) -> DType {
+        if self.index() < CLASSES / 2 { DType::F32 } else { DType::F16 }
+    }
+}
+
+impl std::fmt::Display for Class {
+    /// `linear, 769 to 3072 rows, f16`, `attention, width 49 to 64, few keys, f32`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let index = self.index() % (CLASSES / 2);
+        let dtype = self.dtype().name();
+        let Some(index) = index.checked_sub(MATRIX_CLASSES) else {
+            let product = ["convolution", "linear", "gated linear"][index / (ROWS.len() + 1)];
+            return write!(f, "{product}, {} rows, {dtype}", between(&ROWS, index % (ROWS.len() + 1)));
+        };
+        let widths = WIDTHS.map(u64::from);
+        let keys = if index > WIDTHS.len() { "few" } else { "many" };
+        write!(f, "attention, width {}, {keys} keys, {dtype}", between(&widths, index % (WIDTHS.len() + 1)))
+    }
+}
+
+/// The range of a bucket in words.
+fn between(limits: &[u64], bucket: usize) -> String {
+    let from = bucket.checked_sub(1).map_or(1, |below| limits[below] + 1);
+    limits.get(bucket).map_or_else(|| format!("{from} and more"), |limit| format!("{from} to {limit}"))
 }
 
 /// What is known of an adapter's candidates, by class.
@@ -74,6 +105,13 @@ impl Tuning {
     /// Notes the fastest candidate of a class.
     pub fn set_fastest(&mut self, class: Class, candidate: usize) {
         self.fastest[class.index()] = u8::try_from(candidate).unwrap_or(u8::MAX);
+    }
+
+    /// Nothing known but that `candidate` of `class` is to run.
+    pub fn only(class: Class, candidate: usize) -> Self {
+        let mut tuning = Self::default();
+        tuning.set_fastest(class, candidate);
+        tuning
     }
 
     /// Notes that a candidate of a class gave wrong numbers.
@@ -110,6 +148,18 @@ mod tests {
             }
         }
         assert!(seen.len() == CLASSES && seen.iter().all(|class| class.index() < CLASSES));
+        let all: std::collections::HashSet<_> = Class::all(DType::F32).chain(Class::all(DType::F16)).collect();
+        assert_eq!(all, seen);
+        assert_eq!(all.iter().map(Class::to_string).collect::<std::collections::HashSet<_>>().len(), CLASSES);
+    }
+
+    #[test]
+    fn classes_tell_what_they_hold() {
+        let told = |class: Class| class.to_string();
+        assert_eq!(told(Class::matrix(Product::Linear, 1000, DType::F16)), "linear, 769 to 3072 rows, f16");
+        assert_eq!(told(Class::matrix(Product::Convolution, 9999, DType::F32)), "convolution, 3073 and more rows, f32");
+        assert_eq!(told(Class::attention(40, 77, DType::F32)), "attention, width 1 to 48, few keys, f32");
+        assert_eq!(told(Class::attention(512, 4096, DType::F16)), "attention, width 161 and more, many keys, f16");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Cases of `attention`.
 
-use super::super::Limits;
 use super::super::attention::{Attention, call};
+use super::super::tuning::Class;
+use super::super::{Call, Limits};
+use super::sampled::sample;
 use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
 use crate::tensor::DType;
 
@@ -13,7 +15,7 @@ const K: f64 = 16.0;
 const HALF_WEIGHTS: f64 = 1.0 / 1024.0;
 
 /// An attention and the size of its queries.
-struct Heads {
+pub(super) struct Heads {
     config: Attention,
     /// Queries, keys and values are parts of one tensor.
     fused: bool,
@@ -22,6 +24,12 @@ struct Heads {
 }
 
 impl Heads {
+    /// Queries, keys, head width and whether later keys are hidden, in words.
+    pub(super) fn shape(&self) -> (u32, u32, u32, &'static str) {
+        let Attention { queries, keys, width, causal, .. } = self.config;
+        (queries, keys, width, if causal { "causal" } else { "open" })
+    }
+
     fn numbers(&self) -> (Vec<f64>, Vec<f64>) {
         let Attention { batch, queries, keys, query_channels, key_channels, dtype, .. } = self.config;
         let kv = numbers("kv", (batch * keys * key_channels) as usize, dtype, 0.3, 1.2);
@@ -76,34 +84,92 @@ impl Kernel for Heads {
         let values = self.config.reference(&q, &kv);
         vec![Expected::new("out", self.config.dtype, values, self.tolerances(&q, &kv))]
     }
+
+    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
+        let names = self.config.candidates(limits).iter().map(ToString::to_string).collect();
+        Some((self.config.class(), names))
+    }
+
+    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
+        call(&self.config, limits).map(|call| vec![call])
+    }
+}
+
+/// An attention too large to be compared whole: some queries of every batch element are.
+pub(super) struct Sampled(pub(super) Heads);
+
+/// Queries of a batch element in a sample.
+const SAMPLE: usize = 8;
+
+impl Kernel for Sampled {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        self.0.work(limits)
+    }
+
+    /// For attentions that are not causal: a query's result does not depend on its place.
+    fn expected(&self) -> Vec<Expected> {
+        let Attention { batch, queries, keys, heads, width, query_channels, key_channels, dtype, .. } = self.0.config;
+        let (q, kv) = self.0.numbers();
+        let chosen = sample(SAMPLE, queries as usize);
+        let (q_row, kv_size) = (query_channels as usize, (keys * key_channels) as usize);
+        let channels = (heads * width) as usize;
+        let (mut values, mut tolerances, mut places) = (vec![], vec![], vec![]);
+        for element in 0..batch as usize {
+            let rows = chosen.iter().map(|query| element * queries as usize + query);
+            let part: Vec<f64> = rows.clone().flat_map(|row| &q[row * q_row..][..q_row]).copied().collect();
+            let kv = &kv[element * kv_size..][..kv_size];
+            let config = Attention { batch: 1, queries: chosen.len() as u32, ..self.0.config };
+            values.extend(config.reference(&part, kv));
+            tolerances.extend(Heads { config, ..self.0 }.tolerances(&part, kv));
+            places.extend(rows.flat_map(|row| row * channels..(row + 1) * channels));
+        }
+        vec![Expected { places: Some(places), ..Expected::new("out", dtype, values, tolerances) }]
+    }
+
+    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
+        self.0.choices(limits)
+    }
+
+    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
+        self.0.calls(limits)
+    }
+}
+
+/// Attention of tokens to each other, queries, keys and values in one tensor.
+pub(super) fn own(dtype: DType, batch: u32, tokens: u32, heads: u32, width: u32) -> Heads {
+    let config = Attention {
+        batch,
+        queries: tokens,
+        keys: tokens,
+        heads,
+        width,
+        scale: 1.0 / (width as f32).sqrt(),
+        causal: false,
+        query_channels: 3 * heads * width,
+        key_channels: 3 * heads * width,
+        offsets: [0, heads * width, 2 * heads * width],
+        dtype,
+    };
+    Heads { config, fused: true, spread: 1.2 }
+}
+
+/// The same where a query sees no later key.
+pub(super) fn causal(heads: Heads) -> Heads {
+    Heads { config: Attention { causal: true, ..heads.config }, ..heads }
+}
+
+/// Attention to the keys of another tensor: batch, queries, keys, heads, width.
+pub(super) fn cross(dtype: DType, [batch, queries, keys, heads, width]: [u32; 5]) -> Heads {
+    let inner = heads * width;
+    let config = own(dtype, batch, queries, heads, width).config;
+    let offsets = [0, 0, inner];
+    let config = Attention { keys, query_channels: inner, key_channels: 2 * inner, offsets, ..config };
+    Heads { config, fused: false, spread: 1.2 }
 }
 
 pub(super) fn cases(dtype: DType) -> Vec<Case> {
-    let own = |batch: u32, tokens: u32, heads: u32, width: u32| Heads {
-        config: Attention {
-            batch,
-            queries: tokens,
-            keys: tokens,
-            heads,
-            width,
-            scale: 1.0 / (width as f32).sqrt(),
-            causal: false,
-            query_channels: 3 * heads * width,
-            key_channels: 3 * heads * width,
-            offsets: [0, heads * width, 2 * heads * width],
-            dtype,
-        },
-        fused: true,
-        spread: 1.2,
-    };
-    let causal = |heads: Heads| Heads { config: Attention { causal: true, ..heads.config }, ..heads };
-    let cross = |batch: u32, queries: u32, keys: u32, heads: u32, width: u32| {
-        let inner = heads * width;
-        let config = own(batch, queries, heads, width).config;
-        let offsets = [0, 0, inner];
-        let config = Attention { keys, query_channels: inner, key_channels: 2 * inner, offsets, ..config };
-        Heads { config, fused: false, spread: 1.2 }
-    };
+    let own = |batch, tokens, heads, width| own(dtype, batch, tokens, heads, width);
+    let cross = |batch, queries, keys, heads, width| cross(dtype, [batch, queries, keys, heads, width]);
     let all = [
         ("self of SD, width 40", own(2, 96, 2, 40)),
         ("cross of SD, width 80", cross(2, 48, 77, 2, 80)),

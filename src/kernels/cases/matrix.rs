@@ -3,7 +3,8 @@
 use super::super::elementwise::Activation;
 use super::super::matrix::{Matrix, Operands, PANEL, Run, Slice, gated_rows};
 use super::super::matrix_reduce::{self, Partials};
-use super::super::{Limits, vectors};
+use super::super::tuning::Class;
+use super::super::{Call, Limits, vectors};
 use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, absolute, numbers};
 use crate::tensor::DType;
 
@@ -14,16 +15,16 @@ const K: f64 = 32.0;
 const ACTIVATION: f64 = 1e-6;
 
 /// The numbers of a product, as the reference takes them.
-struct Numbers {
-    x: Vec<f64>,
-    weight: Vec<f64>,
-    bias: Vec<f64>,
-    row_bias: Vec<f64>,
-    residual: Vec<f64>,
+pub(super) struct Numbers {
+    pub(super) x: Vec<f64>,
+    pub(super) weight: Vec<f64>,
+    pub(super) bias: Vec<f64>,
+    pub(super) row_bias: Vec<f64>,
+    pub(super) residual: Vec<f64>,
 }
 
 impl Numbers {
-    fn of(config: &Matrix) -> Self {
+    pub(super) fn of(config: &Matrix) -> Self {
         let rows = config.rows() as usize;
         let pixels = (config.batch * config.input[0] * config.input[1]) as usize;
         let columns = (config.outputs << u32::from(config.gated)) as usize;
@@ -120,48 +121,75 @@ fn steps(run: Run, operands: Operands<usize>, tensors: &mut Vec<Tensor>, config:
     steps
 }
 
+/// What a product of `numbers` must give, and how far each may be off in f32.
+pub(super) fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
+    let values = numbers.reference(config);
+    let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*config });
+    // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
+    let k = if config.gated { 3.0 * K } else { 1.2 * K };
+    let curved = config.gated || config.activation != Activation::None;
+    let relative = k * EPS + if curved { ACTIVATION } else { 0.0 };
+    (values, magnitudes.iter().map(|magnitude| relative * magnitude).collect())
+}
+
+/// The tensors of a product that are given, and which is which.
+pub(super) fn given(config: &Matrix) -> (Vec<Tensor>, Operands<usize>) {
+    let numbers = Numbers::of(config);
+    let [input, weight, output] = config.types;
+    let width = (config.inputs + config.second) as usize;
+    let part = |from: usize, to: usize| -> Vec<f64> {
+        numbers.x.chunks_exact(width).flat_map(|row| row[from..to].iter().copied()).collect()
+    };
+    let inputs = config.inputs as usize;
+    let mut tensors = vec![
+        Tensor::given("x", config.inputs, input, &part(0, inputs)),
+        Tensor::given("weight", PANEL, weight, &pack(config, &numbers.weight)),
+    ];
+    let mut operand = |wanted: bool, make: &dyn Fn() -> Tensor| {
+        wanted.then(|| {
+            tensors.push(make());
+            tensors.len() - 1
+        })
+    };
+    let second = operand(config.second > 0, &|| Tensor::given("second", config.second, input, &part(inputs, width)));
+    let bias = operand(config.bias, &|| {
+        let values: Vec<f64> = columns(config).iter().map(|n| n.map_or(0.0, |n| numbers.bias[n])).collect();
+        Tensor::given("bias", values.len() as u32, DType::F32, &values)
+    });
+    let slice = config.row_bias.map_or(0, |slice| slice.channels);
+    let row_bias = operand(slice > 0, &|| Tensor::given("row bias", slice, DType::F32, &numbers.row_bias));
+    let residual = operand(config.residual, &|| Tensor::given("residual", config.outputs, output, &numbers.residual));
+    let operands = Operands { x: 0, second, weight: 1, bias, row_bias, residual };
+    (tensors, operands)
+}
+
+/// A product's work over what is given.
+pub(super) fn work(
+    (mut tensors, operands): (Vec<Tensor>, Operands<usize>),
+    config: &Matrix,
+    limits: &Limits,
+) -> Option<Work> {
+    let steps = steps(config.call(limits)?, operands, &mut tensors, config);
+    Some(Work { tensors, steps })
+}
+
 impl Kernel for Matrix {
     fn work(&self, limits: &Limits) -> Option<Work> {
-        let numbers = Numbers::of(self);
-        let [input, weight, output] = self.types;
-        let width = (self.inputs + self.second) as usize;
-        let part = |from: usize, to: usize| -> Vec<f64> {
-            numbers.x.chunks_exact(width).flat_map(|row| row[from..to].iter().copied()).collect()
-        };
-        let inputs = self.inputs as usize;
-        let mut tensors = vec![
-            Tensor::given("x", self.inputs, input, &part(0, inputs)),
-            Tensor::given("weight", PANEL, weight, &pack(self, &numbers.weight)),
-        ];
-        let mut operand = |wanted: bool, make: &dyn Fn() -> Tensor| {
-            wanted.then(|| {
-                tensors.push(make());
-                tensors.len() - 1
-            })
-        };
-        let second = operand(self.second > 0, &|| Tensor::given("second", self.second, input, &part(inputs, width)));
-        let bias = operand(self.bias, &|| {
-            let values: Vec<f64> = columns(self).iter().map(|n| n.map_or(0.0, |n| numbers.bias[n])).collect();
-            Tensor::given("bias", values.len() as u32, DType::F32, &values)
-        });
-        let slice = self.row_bias.map_or(0, |slice| slice.channels);
-        let row_bias = operand(slice > 0, &|| Tensor::given("row bias", slice, DType::F32, &numbers.row_bias));
-        let residual = operand(self.residual, &|| Tensor::given("residual", self.outputs, output, &numbers.residual));
-        let operands = Operands { x: 0, second, weight: 1, bias, row_bias, residual };
-        let steps = steps(self.call(limits)?, operands, &mut tensors, self);
-        Some(Work { tensors, steps })
+        work(given(self), self, limits)
     }
 
     fn expected(&self) -> Vec<Expected> {
-        let numbers = Numbers::of(self);
-        let values = numbers.reference(self);
-        let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*self });
-        // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
-        let k = if self.gated { 3.0 * K } else { 1.2 * K };
-        let curved = self.gated || self.activation != Activation::None;
-        let relative = k * EPS + if curved { ACTIVATION } else { 0.0 };
-        let tolerances = magnitudes.iter().map(|magnitude| relative * magnitude).collect();
+        let (values, tolerances) = judged(self, &Numbers::of(self));
         vec![Expected::new("out", self.types[2], values, tolerances)]
+    }
+
+    fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
+        Some((self.class(), self.candidates(limits).iter().map(ToString::to_string).collect()))
+    }
+
+    fn calls(&self, limits: &Limits) -> Option<Vec<Call>> {
+        let Run { call, reduce } = self.call(limits)?;
+        Some([call].into_iter().chain(reduce.map(|(_, call)| call)).collect())
     }
 }
 

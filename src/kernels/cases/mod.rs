@@ -14,16 +14,20 @@ mod norms;
 mod pointwise;
 mod roofs;
 mod rows;
+mod sampled;
 mod sizes;
 mod steps;
+mod tuning;
 
 use std::sync::OnceLock;
 
-use super::{Call, Limits, vectors};
+use super::tuning::{Class, Tuning};
+use super::{Call, Enable, Limits, Variant, vectors};
 use crate::tensor::DType;
 
 pub use compare::compare;
 pub use sizes::model_sizes;
+pub use tuning::{contests, self_tests};
 
 /// The rounding unit of f32 sums: half an ulp of 1.
 const EPS: f64 = f32::EPSILON as f64 / 2.0;
@@ -127,7 +131,9 @@ pub struct Expected {
     pub name: &'static str,
     /// Whether the stored bytes, rather than numbers, are meant.
     pub packed: bool,
-    /// Its values without padding.
+    /// Which of the tensor's values are meant, counted without padding; all if absent.
+    pub places: Option<Vec<usize>>,
+    /// The values, without padding.
     pub values: Vec<f64>,
     /// How far off each may be.
     pub tolerances: Vec<f64>,
@@ -142,7 +148,7 @@ impl Expected {
             DType::F16 | DType::BF16 => tolerance + (value.abs() + tolerance) / 2048.0 * 1.001 + f64::powi(2.0, -25),
         };
         let tolerances = values.iter().zip(f32_tolerances).map(stored).collect();
-        Self { name, packed: false, values, tolerances }
+        Self { name, packed: false, places: None, values, tolerances }
     }
 }
 
@@ -153,6 +159,38 @@ trait Kernel: Send + Sync {
 
     /// What must come of it.
     fn expected(&self) -> Vec<Expected>;
+
+    /// The shape class that it is tuned in, and the names of what may run for it. `None` where there is one way only.
+    fn choices(&self, _limits: &Limits) -> Option<(Class, Vec<String>)> {
+        None
+    }
+
+    /// The calls alone, for a kernel that has choices.
+    fn calls(&self, _limits: &Limits) -> Option<Vec<Call>> {
+        None
+    }
+}
+
+/// One of the ways in which a case may run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// What its kernel's file calls it.
+    pub name: String,
+    /// The shaders that it runs.
+    pub variants: Vec<Variant>,
+}
+
+impl Candidate {
+    /// Whether it needs an optional part of WGSL: what a driver is the most likely to get wrong.
+    pub fn optional(&self) -> bool {
+        let optional = |enable: &Enable| matches!(enable, Enable::F16 | Enable::Subgroups | Enable::CooperativeMatrix);
+        self.variants.iter().any(|variant| variant.enables.iter().any(optional))
+    }
+}
+
+/// `limits` that make `candidate` run in `class`.
+fn forced(limits: &Limits, class: Class, candidate: usize) -> Limits {
+    Limits { tuning: Tuning::only(class, candidate), ..*limits }
 }
 
 /// A named case of a kernel.
@@ -182,6 +220,23 @@ impl Case {
     /// The tensors and calls within `limits`; `None` when a row of a tensor is larger than a binding.
     pub fn work(&self, limits: &Limits) -> Option<Work> {
         self.kernel.work(limits)
+    }
+
+    /// Its shape class and everything that may run for it, the best guess first. `None` where there is one way only, or
+    /// the limits are too small.
+    pub fn candidates(&self, limits: &Limits) -> Option<(Class, Vec<Candidate>)> {
+        let (class, names) = self.kernel.choices(limits)?;
+        let candidate = |(index, name)| {
+            let calls = self.kernel.calls(&forced(limits, class, index))?;
+            Some(Candidate { name, variants: calls.into_iter().map(|call| call.variant).collect() })
+        };
+        Some((class, names.into_iter().enumerate().map(candidate).collect::<Option<_>>()?))
+    }
+
+    /// As [`Case::work`], with a certain candidate of [`Case::candidates`].
+    pub fn work_with(&self, candidate: usize, limits: &Limits) -> Option<Work> {
+        let (class, _) = self.kernel.choices(limits)?;
+        self.kernel.work(&forced(limits, class, candidate))
     }
 
     /// What must come of it, computed on the first call.

@@ -35,7 +35,7 @@ impl Kernel for Concat {
         let values = concat::reference(&a, channels_a, &b, channels_b);
         // A copy loses nothing.
         let tolerances = vec![0.0; values.len()];
-        vec![Expected { name: "y", packed: false, values, tolerances }]
+        vec![Expected { name: "y", packed: false, places: None, values, tolerances }]
     }
 }
 
@@ -136,7 +136,7 @@ impl Kernel for Picture {
         let full = values.len().next_multiple_of(16);
         values.resize(full, 0.0);
         tolerances.resize(full, 0.0);
-        vec![Expected { name: "rgba", packed: true, values, tolerances }]
+        vec![Expected { name: "rgba", packed: true, places: None, values, tolerances }]
     }
 }
 

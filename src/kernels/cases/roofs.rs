@@ -16,7 +16,7 @@ impl Kernel for RoofCopy {
     fn expected(&self) -> Vec<Expected> {
         let values = roof_copy::reference(&numbers("x", self.count as usize * 4, DType::F32, 0.0, 1e6));
         let tolerances = vec![0.0; values.len()];
-        vec![Expected { name: "y", packed: false, values, tolerances }]
+        vec![Expected { name: "y", packed: false, places: None, values, tolerances }]
     }
 }
 
@@ -33,7 +33,7 @@ impl Kernel for RoofFma {
         // A round rounds twice, of numbers below 3, and shrinks earlier errors by 3/4: 4 * 2 * eps * 3 in the limit; then
         // a sum of `chains` terms.
         let tolerances = vec![(24.0 + 3.0 * f64::from(self.chains)) * EPS; values.len()];
-        vec![Expected { name: "y", packed: false, values, tolerances }]
+        vec![Expected { name: "y", packed: false, places: None, values, tolerances }]
     }
 }
 
