@@ -192,6 +192,48 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::gpu::GpuOptions;
+    use crate::graph::executor::Executor;
+    use crate::graph::{Graph, Shape};
+    use crate::kernels::elementwise::{self, Activation, Elementwise};
+    use crate::tensor::{DType, HostTensor};
+
+    /// `nodes` times 2 x + 1, from `x` [1, 3, 1, channels] to `y`.
+    fn chain(gpu: &Gpu, nodes: usize, channels: u32) -> Graph {
+        let mut g = Graph::new(DType::F32, gpu.limits());
+        let shape = Shape::tokens(1, 3, channels);
+        let mut value = g.input("x", shape, DType::F32);
+        let config = Elementwise { scale_a: 2.0, scale_b: None, shift: 1.0, activation: Activation::None };
+        for _ in 0..nodes {
+            let call = elementwise::call(config, 3, channels, [DType::F32; 3], g.limits()).unwrap();
+            value = g.push("chain", call, vec![value.into(), value.into()], shape, DType::F32);
+        }
+        g.output("y", value);
+        g
+    }
+
+    #[test]
+    fn slices_and_shared_values_compute_the_same() {
+        let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+        let first = Executor::new(&gpu, &chain(&gpu, 5, 4), |_, _| Ok(())).unwrap();
+        let y = first.resident("y").unwrap();
+        let second = Executor::sharing(&gpu, &chain(&gpu, 2, 4), &[("x", &y)], |_, _| Ok(())).unwrap();
+        let data: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let wanted: Vec<f32> = data.iter().map(|x| x * 128.0 + 127.0).collect();
+        for slice in [FIRST_SLICE, 0.0] {
+            first.poison();
+            second.poison();
+            first.write("x", &HostTensor { shape: vec![3, 4], data: data.clone() }).unwrap();
+            let mut recording = first.begin();
+            recording.slice = slice;
+            first.record(&mut recording);
+            second.record(&mut recording);
+            recording.submit().wait().unwrap();
+            assert_eq!(second.read("y").unwrap().data, wanted, "slices of {slice}");
+        }
+        let error = Executor::sharing(&gpu, &chain(&gpu, 2, 8), &[("x", &y)], |_, _| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("[1, 3, 1, 8] in f32, found [1, 3, 1, 4] in f32"), "{error}");
+    }
 
     #[test]
     fn slices_follow_what_was_measured() {

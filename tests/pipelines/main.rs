@@ -136,6 +136,32 @@ fn the_embedded_model_draws_as_in_diffusers() {
     same_picture(gpu(), "emoji");
 }
 
+/// Without a dump the next step is encoded and its noise drawn while one runs.
+#[test]
+fn steps_under_way_together_draw_as_one_after_the_other() {
+    let golden = Golden::open("sdxl");
+    let request = |seed| Request { sampler: Some("euler_a".to_owned()), steps: Some(5), seed, ..golden.request() };
+    let model = Arc::new(StableDiffusion::new(gpu(), checkpoint("sdxl"), DType::F32));
+    let mut generation = model.generate(request(1), 2, false).unwrap();
+    for seed in [1, 2] {
+        if seed == 2 {
+            generation.again(2, None, false).unwrap();
+        }
+        let mut steps = Vec::new();
+        let picture = generation.find_map(|event| match event.unwrap() {
+            Event::Step(done, count) => {
+                steps.push((done, count));
+                None
+            }
+            Event::Decoded(picture) => Some(picture),
+            _ => None,
+        });
+        assert_eq!(steps, (1..=5).map(|done| (done, 5)).collect::<Vec<_>>());
+        let (alone, _) = draw(gpu(), "sdxl", request(seed), DType::F32);
+        assert!(picture.unwrap().rgb == alone, "seed {seed} draws another picture");
+    }
+}
+
 #[test]
 fn webgpu_default_limits_suffice() {
     same_picture(open(&GpuOptions { webgpu_defaults: true, ..GpuOptions::default() }), "sd1");
