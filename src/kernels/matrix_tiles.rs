@@ -98,9 +98,8 @@ impl Tile {
     /// How many of them a subgroup finishes at a time: as many as there is workgroup memory for.
     fn together(&self, halves: u32, limits: &Limits) -> u32 {
         let (size, pairs) = (limits.cooperative, self.pairs(limits.cooperative, halves));
-        let fits = |count: &u32| {
-            pairs.is_multiple_of(*count) && self.memory(size, halves, *count) <= limits.workgroup_memory
-        };
+        let fits =
+            |count: &u32| pairs.is_multiple_of(*count) && self.memory(size, halves, *count) <= limits.workgroup_memory;
         (1..=pairs).rev().find(fits).unwrap_or(1)
     }
 
@@ -148,7 +147,8 @@ impl Tile {
         let side = f64::from(self.rows + self.columns);
         let step = area / 128.0 + side + 64.0;
         let rounds = (tiles as f64 * f64::from(self.split) / UNITS).max(1.0);
-        let reduce = if self.split == 1 { 0.0 } else { (rows * columns) as f64 * f64::from(self.split + 1) / UNITS / 2.0 };
+        let reduce =
+            if self.split == 1 { 0.0 } else { (rows * columns) as f64 * f64::from(self.split + 1) / UNITS / 2.0 };
         rounds * (step * depth as f64 / f64::from(self.split) + area) + reduce
     }
 }
@@ -188,14 +188,11 @@ impl Matrix {
         }
         let mut all = if self.cooperates(limits) { self.cooperative_candidates(limits) } else { Vec::new() };
         let tiles = [Tile::tile(128, 128), Tile::tile(64, 64), Tile::tile(32, 64)];
-        let fits = |tile: &Tile| {
-            tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations
-        };
+        let fits =
+            |tile: &Tile| tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations;
         let mut tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
         let (rows, columns, depth) = self.representative();
-        tiles.sort_by(|a, b| {
-            a.tile_cost(rows, columns, depth).total_cmp(&b.tile_cost(rows, columns, depth))
-        });
+        tiles.sort_by(|a, b| a.tile_cost(rows, columns, depth).total_cmp(&b.tile_cost(rows, columns, depth)));
         all.extend(tiles);
         all
     }

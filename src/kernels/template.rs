@@ -58,7 +58,8 @@ mod tests {
 
     #[test]
     fn loops_nest_and_constants_are_filled_in() {
-        let text = "a\n//@for i in N\n  x{i}\n  //@for j in 2\n  y{i}{j}{N}\n  //@end\n//@end\n//@for i in ZERO\nz\n//@end\nb";
+        let text =
+            "a\n//@for i in N\n  x{i}\n  //@for j in 2\n  y{i}{j}{N}\n  //@end\n//@end\n//@for i in ZERO\nz\n//@end\nb";
         let out = expand(text, &[("N", 2), ("ZERO", 0)]);
         assert_eq!(out, "a\n  x0\n  y002\n  y012\n  x1\n  y102\n  y112\nb\n");
     }

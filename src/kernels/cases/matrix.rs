@@ -139,8 +139,7 @@ impl Kernel for Matrix {
                 tensors.len() - 1
             })
         };
-        let second =
-            operand(self.second > 0, &|| Tensor::given("second", self.second, input, &part(inputs, width)));
+        let second = operand(self.second > 0, &|| Tensor::given("second", self.second, input, &part(inputs, width)));
         let bias = operand(self.bias, &|| {
             let values: Vec<f64> = columns(self).iter().map(|n| n.map_or(0.0, |n| numbers.bias[n])).collect();
             Tensor::given("bias", values.len() as u32, DType::F32, &values)
@@ -245,7 +244,11 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     };
     let all = [
         ("biases and residual", plain, [2, 96, 128]),
-        ("slice of a wider row bias", Matrix { row_bias: Some(Slice { channels: 163, first: 44 }), ..plain }, [4, 70, 96]),
+        (
+            "slice of a wider row bias",
+            Matrix { row_bias: Some(Slice { channels: 163, first: 44 }), ..plain },
+            [4, 70, 96],
+        ),
         ("gated", Matrix { gated: true, row_bias: None, residual: false, ..plain }, [8, 128, 192]),
         ("SiLU", Matrix { activation: Activation::Silu, row_bias: None, ..plain }, [3, 70, 160]),
     ];
