@@ -124,7 +124,7 @@ impl Tile {
 
     /// Bytes of workgroup memory of `matrix_tile`.
     fn tile_memory(&self) -> u32 {
-        16 * (4 * (self.rows + 1) + 4 * self.columns)
+        16 * (4 * self.rows + 4 * self.columns)
     }
 
     /// Relative time of `matrix_tile` for `rows` x `columns` x `depth` on a large GPU.
