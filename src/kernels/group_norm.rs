@@ -264,3 +264,53 @@ pub fn reference(config: &GroupNorm, x: &[f64], weight: &[f64], bias: &[f64]) ->
     }
     y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::KernelSet;
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn tiles_hold_whole_groups_and_fit_a_workgroup(
+            positions in 1u32..1_200_000, groups in 1u32..65, per_group in 1u32..100, cpu in proptest::bool::ANY,
+        ) {
+            let channels = groups * per_group;
+            let config = GroupNorm {
+                batch: 1, positions, channels, second: 0, groups, eps: 1e-5, silu: true, dtype: DType::F16,
+            };
+            let kernels = if cpu { KernelSet::Lanes } else { KernelSet::Tile };
+            let limits = Limits { kernels, ..Limits::default() };
+            if config.too_wide() {
+                proptest::prop_assert!(per_group % 4 != 0 || channels > 1024);
+                return Ok(());
+            }
+            let Tiling { tile, tiles, members, strips } = config.tiling();
+            let share = config.params(1, 0, &[bands::span(0, 1, 16, 16, &limits); 2], &limits).share;
+            proptest::prop_assert!(tile * strips <= LANES && strips > 0 && share > 0 && members * share <= LANES);
+            proptest::prop_assert!(tiles == 1 || tile * 4 == members * per_group);
+            proptest::prop_assert!(tiles * members >= groups && (tiles - 1) * members < groups);
+            proptest::prop_assert!(config.chunks(&limits) <= 128);
+            // A chunk of the widest tensor stays far below the smallest binding.
+            let row = u64::from(channels) * 4;
+            let whole = u64::from(positions) * row;
+            proptest::prop_assert!(u64::from(config.chunk(&limits)) * row <= (whole / 32).max(16 << 20));
+        }
+    }
+
+    #[test]
+    fn a_group_wider_than_a_workgroup_is_told() {
+        let config = GroupNorm {
+            batch: 1,
+            positions: 9,
+            channels: 2560,
+            second: 0,
+            groups: 1,
+            eps: 1e-5,
+            silu: false,
+            dtype: DType::F32,
+        };
+        assert!(config.too_wide() && !GroupNorm { groups: 32, ..config }.too_wide());
+        assert!(!GroupNorm { channels: 1024, ..config }.too_wide());
+    }
+}
