@@ -1,6 +1,6 @@
 // out[m, n] = (act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: conv2d as implicit GEMM over taps t, linear with one tap; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
 // **Shapes** a [B][H][W][A4], second [M][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1. K4 = A4 + second4, second only with one tap.
-// **Grid** a workgroup of 64 invocations owns 64 rows m = (b, oy, ox) (x, folded into z) and two panels (y); an invocation owns every eighth row and four columns of both panels, and fetches one row of a.
+// **Grid** a workgroup of INVOCATIONS owns ROWS rows m = (b, oy, ox) (x, folded into z) and PAIRS pairs of panels (y); an invocation owns every LINES-th row and four columns of both panels of a pair.
 // **Host** binds operands that the flags leave out to anything; they are never read. K4, panels and rows need not fill a tile.
 // **Numbers** products are summed in f32, tap by tap, in the order of k; nothing cancels beyond what the data cancel themselves.
 @group(0) @binding(0) var<uniform> params: Params;
@@ -12,62 +12,82 @@
 @group(0) @binding(6) var<storage, read> residual: array<OutVec>; // [B][OH][OW][N4]
 @group(0) @binding(7) var<storage, read_write> out: array<OutVec>; // [B][OH][OW][N4]
 
-var<workgroup> tile_a: array<vec4<f32>, 256>; // [4 vectors along k][64 rows]
-var<workgroup> tile_w: array<vec4<f32>, 256>; // [2 panels][16 k][8]
+const LINES = INVOCATIONS / (8u * PAIRS);
+const OWNED = ROWS / LINES;
+const A_LOADS = ROWS * 4u / INVOCATIONS;
+const W_LOADS = PAIRS * 256u / INVOCATIONS;
+// One more than the rows, so that neighbours along k lie in different banks.
+const A_PITCH = ROWS + 1u;
 
-@compute @workgroup_size(64)
+var<workgroup> tile_a: array<vec4<f32>, 4u * A_PITCH>; // [4 vectors along k][A_PITCH]
+var<workgroup> tile_w: array<vec4<f32>, 256u * PAIRS>; // [2 * PAIRS panels][16 k][8]
+
+@compute @workgroup_size(INVOCATIONS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-  let row0 = params.first_row + (group.z * groups.x + group.x) * 64u;
-  let panel0 = group.y * 2u;
+  let row0 = params.first_row + (group.z * groups.x + group.x) * ROWS;
+  let panel0 = group.y * (2u * PAIRS);
   let a4 = params.k4 - params.second4;
   let taps = params.kernel_height * params.kernel_width;
   let stored_height = (params.height + params.upsample) >> params.upsample;
   let stored_width = (params.width + params.upsample) >> params.upsample;
-  let row = row0 + index;
-  let batch = row / params.positions;
-  let position = row - batch * params.positions;
-  let out_y = position / params.out_width;
-  let top = out_y * params.stride - params.pad_top;
-  let left = (position - out_y * params.out_width) * params.stride - params.pad_left;
+  let along = index & 3u;
+  var picture: array<u32, A_LOADS>;
+  var top: array<u32, A_LOADS>;
+  var left: array<u32, A_LOADS>;
+  for (var l = 0u; l < A_LOADS; l++) {
+    let row = row0 + (index >> 2u) + l * (INVOCATIONS / 4u);
+    let batch = row / params.positions;
+    let position = row - batch * params.positions;
+    let y = position / params.out_width;
+    picture[l] = batch * stored_height;
+    top[l] = select(0x40000000u, y * params.stride - params.pad_top, row < params.end_row);
+    left[l] = (position - y * params.out_width) * params.stride - params.pad_left;
+  }
   let lane = index & 7u;
-  let first = index >> 3u;
-  var acc: array<array<vec4<f32>, 8>, 2>;
+  let pair = (index >> 3u) % PAIRS;
+  let line = (index >> 3u) / PAIRS;
+  var acc: array<array<vec4<f32>, OWNED>, 2>;
   for (var ky = 0u; ky < params.kernel_height; ky++) {
     for (var kx = 0u; kx < params.kernel_width; kx++) {
-      let y = top + ky;
-      let x = left + kx;
-      let inside = row < params.end_row && y < params.height && x < params.width;
-      let start = ((batch * stored_height + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * a4 - params.a_base;
       let tap = ky * params.kernel_width + kx;
       for (var k = 0u; k < params.k4; k += 4u) {
-        for (var i = 0u; i < 4u; i++) {
+        for (var l = 0u; l < A_LOADS; l++) {
+          let y = top[l] + ky;
+          let x = left[l] + kx;
+          let inside = y < params.height && x < params.width;
+          let place = (index >> 2u) + l * (INVOCATIONS / 4u);
           var value = vec4<f32>();
-          if (inside && k + i < a4) {
-            value = load_in(a[start + k + i]);
-          } else if (SECOND == 1u && inside && k + i < params.k4) {
-            value = load_in(second[row * params.second4 + k + i - a4 - params.second_base]);
+          if (inside && k + along < a4) {
+            let pixel = (picture[l] + (y >> params.upsample)) * stored_width + (x >> params.upsample);
+            value = load_in(a[pixel * a4 + k + along - params.a_base]);
+          } else if (SECOND == 1u && inside && k + along < params.k4) {
+            value = load_in(second[(row0 + place) * params.second4 + k + along - a4 - params.second_base]);
           }
-          tile_a[i * 64u + index] = value;
-          let half = i >> 1u;
-          let slot = (i & 1u) * 64u + index;
+          tile_a[along * A_PITCH + place] = value;
+        }
+        for (var l = 0u; l < W_LOADS; l++) {
+          let slot = index + l * INVOCATIONS;
+          let panel = panel0 + (slot >> 7u);
+          let inner = slot & 127u;
           var weight = vec4<f32>();
-          if (panel0 + half < params.panels && k * 4u + (slot >> 3u) < params.k4 * 4u) {
-            weight = load_weight(w[(((panel0 + half) * taps + tap) * params.k4 + k) * 32u + slot]);
+          if (panel < params.panels && k * 4u + (inner >> 3u) < params.k4 * 4u) {
+            weight = load_weight(w[((panel * taps + tap) * params.k4 + k) * 32u + inner]);
           }
-          tile_w[half * 128u + slot] = weight;
+          tile_w[slot] = weight;
         }
         workgroupBarrier();
         for (var i = 0u; i < 4u; i++) {
-          var v: array<vec4<f32>, 8>;
-          for (var r = 0u; r < 8u; r++) {
-            v[r] = tile_a[i * 64u + r * 8u + first];
+          var v: array<vec4<f32>, OWNED>;
+          for (var r = 0u; r < OWNED; r++) {
+            v[r] = tile_a[i * A_PITCH + r * LINES + line];
           }
           for (var p = 0u; p < 2u; p++) {
-            let w0 = tile_w[p * 128u + i * 32u + lane];
-            let w1 = tile_w[p * 128u + i * 32u + 8u + lane];
-            let w2 = tile_w[p * 128u + i * 32u + 16u + lane];
-            let w3 = tile_w[p * 128u + i * 32u + 24u + lane];
-            for (var r = 0u; r < 8u; r++) {
+            let at = (pair * 2u + p) * 128u + i * 32u + lane;
+            let w0 = tile_w[at];
+            let w1 = tile_w[at + 8u];
+            let w2 = tile_w[at + 16u];
+            let w3 = tile_w[at + 24u];
+            for (var r = 0u; r < OWNED; r++) {
               acc[p][r] = fma(vec4<f32>(v[r].x), w0, acc[p][r]);
               acc[p][r] = fma(vec4<f32>(v[r].y), w1, acc[p][r]);
               acc[p][r] = fma(vec4<f32>(v[r].z), w2, acc[p][r]);
@@ -79,13 +99,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       }
     }
   }
-  for (var r = 0u; r < 8u; r++) {
-    let at = row0 + r * 8u + first;
+  let panel = panel0 + pair * 2u;
+  for (var r = 0u; r < OWNED; r++) {
+    let at = row0 + r * LINES + line;
     if (HALVES == 2u) {
-      finish(at, panel0, lane, acc[0][r], acc[1][r]);
+      finish(at, panel, lane, acc[0][r], acc[1][r]);
     } else {
-      finish(at, panel0, lane, acc[0][r], vec4<f32>());
-      finish(at, panel0 + 1u, lane, acc[1][r], vec4<f32>());
+      finish(at, panel, lane, acc[0][r], vec4<f32>());
+      finish(at, panel + 1u, lane, acc[1][r], vec4<f32>());
     }
   }
 }

@@ -315,6 +315,24 @@ fn large_tiles() {
     }
 }
 
+/// Every tile of the shader for any GPU, halves read as such where the adapter can and as packed words.
+#[test]
+fn tiles_of_every_size() {
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let limits = Limits { kernels: KernelSet::Tile, ..gpu.limits() };
+    let mut seen = std::collections::HashSet::new();
+    for (shift, case) in cases().into_iter().enumerate() {
+        let types = if shift % 2 == 0 { [DType::F16; 3] } else { [DType::F32; 3] };
+        let limits = Limits { f16: limits.f16 && shift % 4 == 0, ..limits };
+        let case = Matrix { types, ..case };
+        for (index, tile) in case.candidates(&limits).into_iter().enumerate() {
+            seen.insert(tile.to_string());
+            check_run(&gpu, &case, case.call_with(index, &limits).unwrap(), limits);
+        }
+    }
+    assert!(seen.len() >= 2 && seen.contains("tile 64x64"), "{seen:?}");
+}
+
 /// The adapter's cooperative matrices, or a loud word that there are none.
 fn with_matrices() -> Option<(Arc<Gpu>, Limits)> {
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());

@@ -205,6 +205,10 @@ impl Matrix {
             }
             Family::Tile => {
                 constants.push(("SECOND", u32::from(self.second > 0)));
+                constants.extend(tile.constants());
+                if limits.f16 && self.types.contains(&DType::F16) {
+                    enables.push(Enable::F16);
+                }
                 types = vec![("In", input), ("Weight", weight), ("Out", output)];
                 "matrix_tile"
             }

@@ -112,6 +112,33 @@ impl Tile {
             && (halves == 1 || self.columns.is_multiple_of(64))
     }
 
+    /// Invocations of a workgroup of `matrix_tile`.
+    fn invocations(&self) -> u32 {
+        if self.columns == 128 { 256 } else { 64 }
+    }
+
+    /// The constants of `matrix_tile`.
+    pub(super) fn constants(&self) -> [(&'static str, u32); 3] {
+        [("INVOCATIONS", self.invocations()), ("ROWS", self.rows), ("PAIRS", self.columns / 64)]
+    }
+
+    /// Bytes of workgroup memory of `matrix_tile`.
+    fn tile_memory(&self) -> u32 {
+        16 * (4 * (self.rows + 1) + 4 * self.columns)
+    }
+
+    /// Relative time of `matrix_tile` for `rows` x `columns` x `depth` on a large GPU.
+    fn tile_cost(&self, rows: u64, columns: u64, depth: u64) -> f64 {
+        let tiles = rows.div_ceil(u64::from(self.rows)) * columns.div_ceil(u64::from(self.columns));
+        let invocations = f64::from(self.invocations());
+        let owned = f64::from(self.rows * self.columns) / invocations;
+        // Per 16 channels: products, reads of the tiles, loads into them, latency of two barriers.
+        let loads = f64::from(4 * (self.rows + self.columns)) / invocations;
+        let step = 16.0 * owned + 32.0 * (owned / 8.0 + 8.0) + 40.0 * loads + 300.0;
+        let rounds = (tiles as f64 * invocations / 256.0 / UNITS).max(1.0);
+        rounds * step * depth as f64
+    }
+
     /// Relative time for `rows` x `columns` x `depth` on a large GPU.
     fn cost(&self, rows: u64, columns: u64, depth: u64) -> f64 {
         let tiles = rows.div_ceil(u64::from(self.rows)) * columns.div_ceil(u64::from(self.columns));
@@ -160,7 +187,13 @@ impl Matrix {
             return vec![self.lanes_tile()];
         }
         let mut all = if self.cooperates(limits) { self.cooperative_candidates(limits) } else { Vec::new() };
-        all.push(Tile::tile(64, 64));
+        let tiles = [Tile::tile(128, 128), Tile::tile(64, 64), Tile::tile(32, 64)];
+        let fits =
+            |tile: &Tile| tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations;
+        let mut tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
+        let (rows, columns, depth) = self.representative();
+        tiles.sort_by(|a, b| a.tile_cost(rows, columns, depth).total_cmp(&b.tile_cost(rows, columns, depth)));
+        all.extend(tiles);
         all
     }
 
@@ -174,7 +207,7 @@ impl Matrix {
         let mut all: Vec<Tile> =
             fitting.iter().flat_map(|tile| [1, 2, 4, 8].map(|split| Tile { split, ..*tile })).collect();
         all.sort_by(|a, b| a.cost(rows, columns, depth).total_cmp(&b.cost(rows, columns, depth)));
-        // The table of unfit candidates has 16 places, and trying more would take long.
+        // The table of unfit candidates has 16 places, three of them for other shaders, and trying more would take long.
         all.truncate(12);
         all
     }
