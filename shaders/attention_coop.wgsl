@@ -78,13 +78,52 @@ fn stage_queries(start: u32, first: u32, index: u32) {
   }
 }
 
-@compute @workgroup_size(INVOCATIONS)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) index: u32,
+fn stage_keys(start: u32, key: u32, index: u32) {
+  for (var i = index; i < KEYS * PADDED4; i += INVOCATIONS) {
+    keep(0u, i, fetch(start, key, i));
+  }
+}
+
+/// The largest scaled score of a row, of which this lane knows `mine`.
+fn row_peak(mine: vec4<f32>) -> f32 {
+  var peak = max(max(mine.x, mine.y), max(mine.z, mine.w));
+  for (var step = 1u; step < PARTS; step *= 2u) {
+    peak = max(peak, subgroupShuffleXor(peak, step));
+  }
+  return max(peak * params.scale, MASKED);
+}
+
+fn row_total(mine: f32) -> f32 {
+  var total = mine;
+  for (var step = 1u; step < PARTS; step *= 2u) {
+    total += subgroupShuffleXor(total, step);
+  }
+  return total;
+}
+
+fn shrink_slot(line: u32, slot: u32, part: u32, shrink: f32) {
+  for (var c = part; c < SIZE4; c += PARTS) {
+    let at = line * SCORES + slot * SIZE4 + c;
+    put_number(at, number(at) * shrink);
+  }
+}
+
+/// With more than one slot, the barrier of the next block parts the uses of this one.
+fn leave_slot() {
+  if (SLOTS == 1u) {
+    subgroupBarrier();
+  }
+}
+
+struct Who {
   @builtin(subgroup_id) subgroup: u32,
   @builtin(subgroup_invocation_id) lane: u32,
-) {
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32, who: Who) {
+  let subgroup = who.subgroup;
+  let lane = who.lane;
   let batch = params.first_batch + group.y / params.heads;
   let head = group.y % params.heads;
   let first = params.first_query + group.x * QUERIES;
@@ -108,9 +147,7 @@ fn main(
   //@end
   //@end
   workgroupBarrier();
-  //@for i STAGES
-  keep(0u, index + {i}u * INVOCATIONS, fetch(keys0, 0u, index + {i}u * INVOCATIONS));
-  //@end
+  stage_keys(keys0, 0u, index);
   workgroupBarrier();
   var reference = MASKED;
   var total = 0.0;
@@ -143,11 +180,7 @@ fn main(
     let score{g} = select(vec4<f32>(MASKED), number(line * SCORES + {g}u * PARTS + part), at{g} < vec4<u32>(visible));
     peaks = max(peaks, score{g});
     //@end
-    var peak = max(max(peaks.x, peaks.y), max(peaks.z, peaks.w));
-    for (var step = 1u; step < PARTS; step *= 2u) {
-      peak = max(peak, subgroupShuffleXor(peak, step));
-    }
-    peak = max(peak * params.scale, MASKED);
+    let peak = row_peak(peaks);
     if (key == 0u) {
       reference = peak;
     }
@@ -165,17 +198,12 @@ fn main(
       coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
       subgroupBarrier();
-      for (var c = part; c < SIZE4; c += PARTS) {
-        let at = line * SCORES + {d}u % SLOTS * SIZE4 + c;
-        put_number(at, number(at) * shrink);
-      }
+      shrink_slot(line, {d}u % SLOTS, part, shrink);
       subgroupBarrier();
       //@for r BLOCKS
       o{r}_{d} = coopLoadT<MatrixC>(&floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
-      if (SLOTS == 1u) {
-        subgroupBarrier();
-      }
+      leave_slot();
       //@end
     }
     //@for g GROUPS
@@ -184,9 +212,7 @@ fn main(
     put(SHARES + line * WEIGHTS + {g}u * PARTS + part, weights{g});
     //@end
     subgroupBarrier();
-    //@for i STAGES
-    keep(0u, index + {i}u * INVOCATIONS, fetch(keys0, key + KEYS, index + {i}u * INVOCATIONS));
-    //@end
+    stage_keys(keys0, key + KEYS, index);
     for (var j = 0u; j < KEYS / SIZE; j++) {
       //@for r BLOCKS
       let p{r} = coopLoadT<MatrixA>(&halves[(SHARES + (rows + {r}u * SIZE) * WEIGHTS + j * SIZE4) * CELLS], WEIGHTS * CELLS);
@@ -200,23 +226,18 @@ fn main(
     }
     workgroupBarrier();
   }
-  for (var step = 1u; step < PARTS; step *= 2u) {
-    total += subgroupShuffleXor(total, step);
-  }
-  let share = 1.0 / total;
+  let share = 1.0 / row_total(total);
   let start = ((batch * params.queries + query) * params.heads + head) * D4 - params.out_base;
   //@for d DEPTH
   //@for r BLOCKS
   coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
   //@end
   subgroupBarrier();
-  for (var c = part; c < SIZE4; c += PARTS) {
-    if (query < params.end_query && {d}u * SIZE4 + c < D4) {
+  for (var c = part; c < SIZE4 && query < params.end_query; c += PARTS) {
+    if ({d}u * SIZE4 + c < D4) {
       out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + {d}u % SLOTS * SIZE4 + c) * share);
     }
   }
-  if (SLOTS == 1u) {
-    subgroupBarrier();
-  }
+  leave_slot();
   //@end
 }
