@@ -232,9 +232,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   coopStoreT(acc_{i}_{g}_{j}_{h}, &strip[to_{i}_{g}_{j}_{h}], STRIP_PITCH / UNIT);
   //@end
   //@end
-  subgroupBarrier();
+  workgroupBarrier();
   finish_strip(base, row0 + height + {i}u * SIZE, panel0, (side * GROUPS + {g}u) * TOGETHER, lane);
-  subgroupBarrier();
+  workgroupBarrier();
   //@end
   //@end
   //@end

@@ -8,7 +8,7 @@ use scumble::kernels::cases::{Candidate, Case, Work, self_tests};
 use scumble::kernels::tuning::Class;
 use scumble::kernels::{Call, KernelSet, Limits};
 use scumble::tensor::DType;
-use scumble::tune::{Progress, Record, Subject, contest, self_test};
+use scumble::tune::{self, Effort, Progress, Record, Subject, contest, self_test};
 
 /// A change to the calls of one candidate.
 type Change = (&'static str, fn(&mut Call));
@@ -141,6 +141,28 @@ fn candidates_of_this_adapter_pass() {
     assert!(tested > 0 || gpu.limits().cooperative == 0, "cooperative matrices, and nothing was tested");
     let faults: Vec<_> = record.faults().collect();
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn a_device_is_measured_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |checked: bool| Arc::new(Gpu::open(&GpuOptions { checked, ..GpuOptions::default() }).unwrap());
+    let prepare = |gpu: &Arc<Gpu>, told: &mut usize| {
+        let mut count = |_: Progress| *told += 1;
+        tune::prepare(gpu, DType::F32, Effort::Test, Some(folder.path()), &mut count).unwrap()
+    };
+    let gpu = open(false);
+    assert_eq!(tune::recall(&gpu, DType::F32, Some(folder.path())), None);
+    let (mut first, mut second) = (0, 0);
+    let record = prepare(&gpu, &mut first);
+    assert_eq!(gpu.limits().tuning, record.tuning());
+    let again = open(false);
+    assert_eq!(prepare(&again, &mut second), record);
+    assert_eq!((second, again.limits().tuning), (0, record.tuning()));
+    // Another precision, and shaders with run-time checks, are other measurements.
+    assert_eq!(tune::recall(&again, DType::F16, Some(folder.path())), None);
+    assert_eq!(tune::recall(&open(true), DType::F32, Some(folder.path())), None);
+    assert_eq!(tune::recall(&gpu, DType::F32, None), None);
 }
 
 #[test]
