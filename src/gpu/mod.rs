@@ -3,6 +3,7 @@
 //! Besides `graph::executor` this is the only place that names wgpu.
 
 mod adapter;
+mod memory;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,8 @@ use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
+pub use memory::Memory;
+pub(crate) use memory::{Buffer, Texture};
 
 /// A compiled shader variant with the layout of its bindings.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ pub struct Gpu {
     checked: bool,
     faults: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
+    ledger: memory::Ledger,
 }
 
 impl Gpu {
@@ -69,7 +73,16 @@ impl Gpu {
             cooperative: 0,
             tuning: Tuning::default(),
         };
-        Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
+        Self {
+            device,
+            queue,
+            info,
+            limits,
+            checked,
+            faults: Arc::default(),
+            pipelines: Mutex::default(),
+            ledger: memory::Ledger::default(),
+        }
     }
 
     /// Notes the device's errors and its loss for [`Gpu::check`].
@@ -186,33 +199,6 @@ impl Gpu {
         match pollster::block_on(scope.pop()) {
             None => Ok(Pipeline { pipeline, layout }),
             Some(error) => Err(Error::new("shader compilation").at(variant.stem).found(error)),
-        }
-    }
-
-    /// A buffer of `size` bytes; an error that names `label` when the device has no room for it.
-    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        let size = size.next_multiple_of(4).max(16);
-        let largest = self.max_buffer_size();
-        let too_large = |found: String| {
-            Error::new("the adapter cannot hold a buffer")
-                .at(label)
-                .expected(format!("at most {largest} bytes in one buffer, and free memory"))
-                .found(found)
-                .hint("a smaller picture, or --precision f16")
-        };
-        if size > largest {
-            return Err(too_large(format!("{size} bytes")));
-        }
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(memory.pop()) {
-            None => Ok(buffer),
-            Some(error) => Err(too_large(format!("{size} bytes and the answer: {error}"))),
         }
     }
 
