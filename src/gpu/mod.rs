@@ -204,7 +204,16 @@ impl Gpu {
 
     /// Waits for everything submitted so far; an error if the device failed meanwhile.
     pub fn wait(&self) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        self.poll(None)
+    }
+
+    /// Waits for this submission and those before it, not for later ones; an error if the device failed meanwhile.
+    pub(crate) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        self.poll(Some(submission))
+    }
+
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         self.check()?;
         polled.map(|_| ()).map_err(|error| Error::new("waiting for the GPU").at(self.name()).found(error))
     }

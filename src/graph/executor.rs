@@ -1,8 +1,9 @@
 //! From a plan to the GPU: pipelines, buffers and bind groups made once, then one loop over the compiled launches.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::recording::{self, Pace, Recording, Submission};
 use super::staging::{Part, Scratch, Stage};
 use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, footprint, plan};
 use crate::error::{Error, Result};
@@ -10,8 +11,6 @@ use crate::gpu::{Buffer, Gpu, Pipeline};
 use crate::kernels::Launch;
 use crate::tensor::{DType, HostTensor};
 
-/// A submission holds about this much work, so that a driver's watchdog (2 s on Windows) sees it end.
-const SUBMISSION_FLOPS: u64 = 100_000_000_000;
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
 pub(super) const PARAMS_STRIDE: u64 = 256;
 
@@ -21,11 +20,14 @@ const VALUE_USAGE: wgpu::BufferUsages =
 /// Writes a weight's packed bytes: called with consecutive pieces.
 pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
-struct CompiledLaunch {
-    pipeline: Arc<Pipeline>,
-    bind_group: wgpu::BindGroup,
-    stages: Vec<Stage>,
-    workgroups: [u32; 3],
+/// One dispatch, ready to be recorded.
+pub(super) struct CompiledLaunch {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: wgpu::BindGroup,
+    pub(super) stages: Vec<Stage>,
+    pub(super) workgroups: [u32; 3],
+    /// Its share of the call's [`recording::work`].
+    pub(super) work: u64,
     flops: u64,
     node: usize,
 }
@@ -38,6 +40,7 @@ pub struct Executor {
     activations: Vec<Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
+    pace: Arc<Mutex<Pace>>,
     /// Weights and parameters, which the bind groups refer to; held so that they count as long as they are there.
     _constant: Vec<Buffer>,
 }
@@ -63,16 +66,31 @@ impl Executor {
     pub fn new(
         gpu: &Arc<Gpu>,
         graph: &Graph,
+        fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        Self::sharing(gpu, graph, &[], fill)
+    }
+
+    /// The same, with inputs and outputs that lie where values of other graphs do: what one graph writes the other reads
+    /// without a copy.
+    ///
+    /// # Errors
+    /// As [`Executor::new`], and when a shared value is stored in another way than the named one.
+    pub fn sharing(
+        gpu: &Arc<Gpu>,
+        graph: &Graph,
+        shared: &[(&str, &Resident)],
         mut fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
     ) -> Result<Self> {
         if let Some(fault) = graph.fault() {
             return Err(fault.clone());
         }
         let plan = plan::plan(graph);
-        let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
-        let (mut weight_buffers, places) = upload(gpu, graph, &mut fill)?;
+        let given = given(graph, &plan, shared)?;
+        let buffers = allocate(gpu, graph, &plan, &given)?;
+        let (mut constant, places) = upload(gpu, graph, &mut fill)?;
         let params = upload_params(gpu, graph)?;
-        let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
+        let memory = Memory { plan: &plan, buffers: &buffers, weights: &constant, places: &places };
         let launches = compile(gpu, graph, &memory, &params)?;
         let named = graph.inputs.iter().chain(&graph.outputs);
         let named = named
@@ -81,11 +99,13 @@ impl Executor {
                 (name.clone(), Resident { buffer, info: graph.info(*value).clone() })
             })
             .collect();
-        weight_buffers.push(params);
+        constant.push(params);
         gpu.check()?;
-        let bytes = plan.bytes() + graph.weight_bytes();
+        let elsewhere: u64 = given.keys().map(|buffer| plan.sizes[*buffer]).sum();
+        let bytes = plan.bytes() - elsewhere + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes, _constant: weight_buffers })
+        let pace = Arc::default();
+        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes, pace, _constant: constant })
     }
 
     /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
@@ -95,26 +115,33 @@ impl Executor {
         }
     }
 
-    /// Bytes on the GPU: weights and activations.
+    /// Bytes on the GPU: weights and activations, without what is shared with another graph.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Records and submits one run. Returns without waiting for it.
-    pub fn run(&self) {
-        let mut begin = 0;
-        while begin < self.launches.len() {
-            let mut end = begin;
-            let mut flops = 0;
-            while end < self.launches.len() && (flops < SUBMISSION_FLOPS || end == begin) {
-                flops += self.launches[end].flops;
-                end += 1;
-            }
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, &self.launches[begin..end]);
-            self.gpu.queue.submit([encoder.finish()]);
-            begin = end;
-        }
+    pub fn run(&self) -> Submission {
+        let mut recording = self.begin();
+        self.record(&mut recording);
+        recording.submit()
+    }
+
+    /// An empty recording, submitted in slices as this graph's runs before let expect.
+    pub fn begin(&self) -> Recording {
+        Recording::new(&self.gpu, &self.pace)
+    }
+
+    /// Appends one run to a recording, which another graph on the same device may have begun.
+    pub fn record(&self, recording: &mut Recording) {
+        recording.launches(&self.launches);
+    }
+
+    /// Seconds of this processor for recording one run and making the driver's commands of it, which are thrown away.
+    pub fn recording_seconds(&self) -> f64 {
+        let start = std::time::Instant::now();
+        Recording::new(&self.gpu, &Arc::default()).discard(&self.launches);
+        start.elapsed().as_secs_f64()
     }
 
     /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
@@ -123,10 +150,9 @@ impl Executor {
         self.gpu.wait()?;
         for launch in &self.launches {
             let start = std::time::Instant::now();
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, std::slice::from_ref(launch));
-            self.gpu.queue.submit([encoder.finish()]);
-            self.gpu.wait()?;
+            let mut recording = Recording::new(&self.gpu, &Arc::default());
+            recording.launches(std::slice::from_ref(launch));
+            recording.submit().wait()?;
             let row = &mut rows[launch.node];
             row.1 += start.elapsed().as_secs_f64();
             row.2 += launch.flops;
@@ -226,23 +252,6 @@ impl Executor {
     }
 }
 
-/// Records launches in as few passes as the copies between them allow.
-fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
-    let mut begin = 0;
-    while begin < launches.len() {
-        launches[begin].stages.iter().for_each(|stage| stage.record(encoder));
-        let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for launch in &launches[begin..=begin + plain] {
-            pass.set_pipeline(&launch.pipeline.pipeline);
-            pass.set_bind_group(0, &launch.bind_group, &[]);
-            let [x, y, z] = launch.workgroups;
-            pass.dispatch_workgroups(x, y, z);
-        }
-        begin += plain + 1;
-    }
-}
-
 /// Where values and weights lie.
 struct Memory<'a> {
     plan: &'a plan::Plan,
@@ -319,6 +328,7 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &Buffer) -> Re
                 bind_group,
                 stages,
                 workgroups: launch.workgroups,
+                work: recording::work(&node.call) / node.call.launches.len() as u64,
                 flops: node.call.flops / node.call.launches.len() as u64,
                 node: index,
             });
@@ -349,7 +359,28 @@ fn check_binding(gpu: &Gpu, info: &ValueInfo, size: u64) -> Result<()> {
         .hint("a smaller picture, --precision f16, or another --adapter"))
 }
 
-fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsages) -> Result<Vec<Buffer>> {
+/// The buffers of the plan that are other graphs'.
+fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Result<HashMap<usize, Buffer>> {
+    let place = |(name, resident): &(&str, &Resident)| {
+        let named = graph.inputs.iter().chain(&graph.outputs).find(|(known, _)| known == name);
+        let value = named.map(|(_, value)| *value);
+        let value = value.unwrap_or_else(|| panic!("{name} is to be shared, but is no input or output"));
+        let (info, other) = (graph.info(value), &resident.info);
+        if info.shape != other.shape || info.dtype != other.dtype {
+            let stored = |info: &ValueInfo| format!("{} in {}", info.shape, info.dtype.name());
+            return Err(Error::new("values to be shared differ").at(name).expected(stored(info)).found(stored(other)));
+        }
+        Ok((buffer_index(plan, value), resident.buffer.clone()))
+    };
+    shared.iter().map(place).collect()
+}
+
+fn allocate(
+    gpu: &Gpu,
+    graph: &Graph,
+    plan: &plan::Plan,
+    given: &HashMap<usize, Buffer>,
+) -> Result<Vec<Buffer>> {
     let label = |buffer: usize| {
         let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
         let largest = owners.max_by_key(|value| {
@@ -361,7 +392,11 @@ fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsag
             |value| format!("{} {}", graph.values[value].label, graph.values[value].shape),
         )
     };
-    plan.sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&label(index), *size, usage)).collect()
+    let make = |(index, size): (usize, &u64)| match given.get(&index) {
+        Some(buffer) => Ok(buffer.clone()),
+        None => gpu.buffer(&label(index), *size, VALUE_USAGE),
+    };
+    plan.sizes.iter().enumerate().map(make).collect()
 }
 
 /// Lays the weights into large buffers and fills them piece by piece, waiting now and then so that staging memory

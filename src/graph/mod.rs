@@ -3,6 +3,7 @@
 pub mod executor;
 pub mod footprint;
 pub mod plan;
+pub mod recording;
 mod staging;
 pub mod trial;
 

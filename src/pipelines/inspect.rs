@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::denoise::DenoiseStage;
 use super::request::Settings;
-use super::stages::{DecodeStage, DenoiseStage, TextStage, execute};
+use super::stages::{DecodeStage, TextStage, execute};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::executor::Executor;

@@ -1,5 +1,6 @@
 //! The spines: one file for each system, prompt to picture, and what they share.
 
+mod denoise;
 pub mod inspect;
 pub mod request;
 pub mod stable_diffusion;

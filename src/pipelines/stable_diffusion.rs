@@ -1,13 +1,16 @@
 //! The spine of Stable Diffusion 1.x, 2.x and XL: prompt -> text vectors -> latent -> picture.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::denoise::DenoiseStage;
 use super::request::{Request, Settings};
-use super::stages::{DecodeStage, DenoiseStage, Side, TextStage, TextVectors};
+use super::stages::{DecodeStage, Side, TextStage, TextVectors};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
 use crate::graph::executor::Resident;
+use crate::graph::recording::Submission;
 use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
@@ -39,13 +42,17 @@ pub enum Event {
     TextEncoded(Vec<String>),
     /// The UNet's weights are on the GPU and its kernels compiled. Bytes that it takes there.
     DenoiserLoaded(u64),
-    /// Step `.0` of `.1` is done.
+    /// Step `.0` of `.1`, counted from 1, is done on the adapter. The following one has been submitted meanwhile, unless the
+    /// intermediates are kept.
     Step(usize, usize),
     /// The decoder is ready.
     DecoderLoaded,
     /// The picture.
     Decoded(Picture),
 }
+
+/// Steps submitted and not waited for: the adapter has the next one at hand when it is done with the present one.
+const STEPS_UNDER_WAY: usize = 2;
 
 /// The encoded prompts, the negative one first.
 type Prompts = Vec<(Side, TextVectors)>;
@@ -71,6 +78,8 @@ pub struct Generation {
     phase: Phase,
     denoise: Option<DenoiseStage>,
     decode: Option<DecodeStage>,
+    /// The steps that the adapter has not been seen to finish, the oldest first.
+    flying: VecDeque<Submission>,
     noise: TorchGenerator,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
@@ -110,6 +119,7 @@ impl StableDiffusion {
             phase: Phase::LoadText,
             denoise: None,
             decode: None,
+            flying: VecDeque::new(),
             remaining: count,
             dump: dump.then(Vec::new),
         })
@@ -257,7 +267,8 @@ impl Generation {
         if let Some(dump) = &mut self.dump {
             dump.push(("noise".to_owned(), noise.clone()));
         }
-        match &self.denoise {
+        self.flying.clear();
+        match &mut self.denoise {
             Some(denoise) => denoise.start(&noise, &self.program),
             None => Ok(()),
         }
@@ -270,18 +281,30 @@ impl Generation {
         HostTensor { data: self.noise.randn(axes.iter().product()), shape: axes }
     }
 
-    /// One evaluation of the model and the solver's update.
+    /// Waits for step `index`. The adapter is given the step after it first, so that it never waits for the host: while one
+    /// step runs, the next is encoded and its noise drawn. Two are under way at most, as each holds memory of the driver.
     fn step(&mut self, index: usize) -> Result<()> {
-        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
-        let evaluation = &self.program.evaluations[index];
-        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
-        let denoise = self.denoise.as_ref().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
-        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())?;
-        self.model.gpu.wait()?;
-        if let Some(dump) = &mut self.dump {
+        let ahead = if self.dump.is_some() { 1 } else { STEPS_UNDER_WAY };
+        while self.flying.len() < ahead && index + self.flying.len() < self.program.evaluations.len() {
+            let submission = self.submit(index + self.flying.len())?;
+            self.flying.push_back(submission);
+        }
+        if let Some(submission) = self.flying.pop_front() {
+            submission.wait()?;
+        }
+        if let (Some(dump), Some(denoise)) = (&mut self.dump, &self.denoise) {
             dump.push((format!("latents.{index}"), denoise.latent()?));
         }
         Ok(())
+    }
+
+    /// One evaluation of the model and the solver's update.
+    fn submit(&mut self, index: usize) -> Result<Submission> {
+        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
+        let evaluation = &self.program.evaluations[index];
+        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
+        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())
     }
 
     /// The finished latent on the GPU, checked; the UNet is released if no further picture needs it.
