@@ -253,7 +253,8 @@ fn identity(count: u32) -> Vec<RowSource> {
 }
 
 fn layer(g: &mut Graph, w: &Weights<'_>, inputs: u32, outputs: u32, kernel: u32) -> Layer {
-    let key = w.at("weight").claim(&[&[outputs, inputs, kernel, kernel]]);
+    let shapes: [&[u32]; 2] = [&[outputs, inputs], &[outputs, inputs, kernel, kernel]];
+    let key = w.at("weight").claim(if kernel == 1 { &shapes } else { &shapes[1..] });
     let columns = (0..inputs.next_multiple_of(4)).map(|k| (k < inputs).then_some(k)).collect();
     let weight = w.matrix(g, vec![key], identity(outputs), columns, kernel * kernel);
     let bias = w.at("bias").claim(&[&[outputs]]);
