@@ -162,6 +162,19 @@ pub struct InfoArgs {
     /// Height in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
     #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub height: Option<u32>,
+
+    /// Number format of the memory that is told; auto tells both, as the choice is the adapter's
+    #[arg(long, value_enum, default_value = "auto", requires = "model")]
+    pub precision: PrecisionArg,
+
+    /// How many pictures to draw one after the other: the denoiser stays loaded while all but the last are decoded
+    #[arg(short, long = "batch", value_name = "COUNT", default_value = "1", value_parser = positive,
+          allow_negative_numbers = true, requires = "model")]
+    pub batch: u32,
+
+    /// How pictures are decoded, as for `generate`
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], requires = "model")]
+    pub vae_tiling: String,
 }
 
 /// What `scumble bench` times.

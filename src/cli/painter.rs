@@ -75,7 +75,9 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
     text.push_str(&format!("prediction: {}\n", info::prediction_word(scheduler.prediction_type())));
     text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
     text.push_str(&format!("text encoder layers left out at the end: {clip_skip}\n"));
-    info::memory(&mut text, &checkpoint, &settings)?;
+    let tiling = Tiling::from_environment(&args.vae_tiling)?;
+    let run = info::Run { precision: args.precision, pictures: args.batch, tiling };
+    info::memory(&mut text, &checkpoint, &settings, &run)?;
     text.push_str(&program.to_string());
     Ok(text)
 }

@@ -89,13 +89,24 @@ impl Gpu {
         Counted { resource, charge: Arc::new(self.charge(bytes)) }
     }
 
+    /// The error of a resource that would pass the budget, if there is one.
+    fn check_budget(&self, what: &str, label: &str, bytes: u64) -> Result<()> {
+        let held = self.memory().current;
+        if held.saturating_add(bytes) <= self.budget {
+            return Ok(());
+        }
+        let found = format!("{bytes} bytes on top of {held}, where the budget is {}", self.budget);
+        Err(Self::too_large(what, label, self.max_buffer_size(), found))
+    }
+
     /// A buffer of `size` bytes; an error that names `label` when the device has no room for it.
     pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         let size = size.next_multiple_of(4).max(16);
         let largest = self.max_buffer_size();
         if size > largest {
-            return Err(Self::too_large("buffer", label, largest, format!("{size} bytes")).of_memory());
+            return Err(Self::too_large("buffer", label, largest, format!("{size} bytes")));
         }
+        self.check_budget("buffer", label, size)?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
@@ -107,21 +118,22 @@ impl Gpu {
             None => Ok(self.count(buffer, size)),
             Some(error) => {
                 let found = format!("{size} bytes and the answer: {error}");
-                Err(Self::too_large("buffer", label, largest, found).of_memory())
+                Err(Self::too_large("buffer", label, largest, found))
             }
         }
     }
 
     /// A texture of one level that takes `bytes`; an error that names its label when the device has no room for it.
     pub(crate) fn texture(&self, descriptor: &wgpu::TextureDescriptor<'_>, bytes: u64) -> Result<Texture> {
+        let label = descriptor.label.unwrap_or_default();
+        self.check_budget("texture", label, bytes)?;
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let texture = self.device.create_texture(descriptor);
         match pollster::block_on(memory.pop()) {
             None => Ok(self.count(texture, bytes)),
             Some(error) => {
                 let found = format!("{bytes} bytes and the answer: {error}");
-                let label = descriptor.label.unwrap_or_default();
-                Err(Self::too_large("texture", label, self.max_buffer_size(), found).of_memory())
+                Err(Self::too_large("texture", label, self.max_buffer_size(), found))
             }
         }
     }
@@ -132,5 +144,6 @@ impl Gpu {
             .expected(format!("at most {largest} bytes in one buffer, and free memory"))
             .found(found)
             .hint("a smaller picture, or --precision f16")
+            .of_memory()
     }
 }

@@ -34,6 +34,7 @@ pub struct Gpu {
     faults: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
     ledger: memory::Ledger,
+    budget: u64,
 }
 
 impl Gpu {
@@ -44,6 +45,7 @@ impl Gpu {
         let mut gpu = Self::from_device(device, queue, info, options.checked);
         gpu.watch();
         gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
+        gpu.budget = options.memory.unwrap_or(u64::MAX);
         gpu.limits.cooperative = adapter::cooperative(&adapter, &gpu.device);
         gpu.limits.kernels = options.kernels.unwrap_or(match (gpu.is_cpu(), gpu.limits.cooperative) {
             (true, _) => KernelSet::Lanes,
@@ -82,6 +84,7 @@ impl Gpu {
             faults: Arc::default(),
             pipelines: Mutex::default(),
             ledger: memory::Ledger::default(),
+            budget: u64::MAX,
         }
     }
 

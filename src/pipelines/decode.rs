@@ -107,9 +107,9 @@ impl DecodeStage {
         if upcast { DType::F32 } else { precision }
     }
 
-    /// Rows of a band: a sixteenth of the picture.
+    /// Rows of a band: a thirty-second of the picture.
     fn band_rows(settings: &Settings) -> u32 {
-        (settings.height / 16).clamp(BAND_ROWS[0], BAND_ROWS[1]) / 2 * 2
+        (settings.height / 32).clamp(BAND_ROWS[0], BAND_ROWS[1]) / 2 * 2
     }
 
     /// Bytes of the packed picture on its way to the host.

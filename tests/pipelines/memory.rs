@@ -199,3 +199,19 @@ fn a_budget_makes_the_decoder_run_in_bands_and_no_budget_is_too_small_unsaid() {
     let text = error.to_string();
     assert!(text.contains("memory") && text.contains(&format!("{} bytes", tiled / 2)), "{text}");
 }
+
+#[test]
+fn a_decoder_that_finds_no_room_runs_in_bands_and_a_unet_that_finds_none_names_the_tensor() {
+    let request = Request { width: Some(256), height: Some(256), steps: Some(1), ..Golden::open("emoji").request() };
+    let probe = own_gpu();
+    draw(&model(&probe, "emoji", Tiling::Off), &request, 1);
+    let small = |memory: u64| open(&GpuOptions { memory: Some(memory), ..GpuOptions::default() });
+    let peak = probe.memory().peak;
+    assert!(draw(&model(&small(peak - 1), "emoji", Tiling::default()), &request, 1).1, "the decoder found no room");
+    let gpu = small(4 << 20);
+    let mut generation = model(&gpu, "emoji", Tiling::default()).generate(request, 1, false).unwrap();
+    let error = generation.find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("the adapter cannot hold a buffer: weights 0"), "{error}");
+    drop(generation);
+    assert_eq!(gpu.memory().current, 0);
+}

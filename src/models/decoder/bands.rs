@@ -114,12 +114,12 @@ fn enlarged_resnet(
     let mut skip = Vec::new();
     for span in &spans {
         let enlarged = enlarge(g, up, &x, *span);
-        let h = normed_convolution(g, &norm1, norm1_values, &conv1, &enlarged, *span, None);
-        hidden.bands.push((span.0, h));
-        statistics.add(g, &norm2, &hidden, *span);
         let inner = enlarged.window(g, w.path(), None, *span);
         let edges = Edges { rows: span.1 - span.0, ..Edges::default() };
         skip.push(shortcut.as_ref().map_or(inner, |shortcut| convolution(g, shortcut, inner, edges)));
+        let h = normed_convolution(g, &norm1, norm1_values, &conv1, &enlarged, *span, None);
+        hidden.bands.push((span.0, h));
+        statistics.add(g, &norm2, &hidden, *span);
     }
     let norm2_values = statistics.finish(g, &norm2);
     second_half(g, &norm2, norm2_values, &conv2, &hidden, skip)
