@@ -105,7 +105,16 @@ impl Executor {
         let bytes = plan.bytes() - elsewhere + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
         let pace = Arc::default();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes, pace, _constant: constant })
+        Ok(Self {
+            gpu: Arc::clone(gpu),
+            launches,
+            labels,
+            activations: buffers,
+            named,
+            bytes,
+            pace,
+            _constant: constant,
+        })
     }
 
     /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
@@ -375,12 +384,7 @@ fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Resu
     shared.iter().map(place).collect()
 }
 
-fn allocate(
-    gpu: &Gpu,
-    graph: &Graph,
-    plan: &plan::Plan,
-    given: &HashMap<usize, Buffer>,
-) -> Result<Vec<Buffer>> {
+fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, given: &HashMap<usize, Buffer>) -> Result<Vec<Buffer>> {
     let label = |buffer: usize| {
         let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
         let largest = owners.max_by_key(|value| {

@@ -113,12 +113,7 @@ pub fn stats(config: &BandNorm, first: u32, rows: u32, out_first: u32, limits: &
     });
     let elements = u64::from(rows) * u64::from(config.channels);
     Some(Call {
-        variant: Variant {
-            stem: "band_stats",
-            enables: vec![],
-            constants: vec![],
-            types: vec![("X", config.dtype)],
-        },
+        variant: Variant { stem: "band_stats", enables: vec![], constants: vec![], types: vec![("X", config.dtype)] },
         launches: launches.collect(),
         flops: 4 * elements,
         bytes: elements * config.dtype.bytes() as u64,
@@ -213,15 +208,8 @@ mod tests {
         let config = BandNorm { channels: 6, groups: 3, eps: 1e-6, dtype: DType::F32 };
         let x: Vec<f64> = (0..30).map(|i| f64::from(i * i % 17) - 3.0).collect();
         let (weight, bias) = ([1.5, -0.5, 0.2, 2.0, 1.0, 0.7], [0.1, -0.3, 0.0, 1.0, 0.4, -2.0]);
-        let whole = GroupNorm {
-            batch: 1,
-            positions: 5,
-            channels: 6,
-            groups: 3,
-            eps: 1e-6,
-            silu: true,
-            dtype: DType::F32,
-        };
+        let whole =
+            GroupNorm { batch: 1, positions: 5, channels: 6, groups: 3, eps: 1e-6, silu: true, dtype: DType::F32 };
         let expected = group_norm::reference(&whole, &x, &weight, &bias);
         for (got, expected) in reference(&config, &x, &weight, &bias).iter().zip(expected) {
             assert!((got - expected).abs() <= 1e-12, "{got} and {expected}");

@@ -20,8 +20,8 @@ use crate::weights::{Claims, Weights};
 /// The least and the most rows of a band: few cost work at the borders twice, many cost memory.
 const BAND_ROWS: [u32; 2] = [32, 64];
 
-/// Whether the decoder's last blocks run in bands of rows, which takes less than half the memory, about a third more of
-/// the decoder's time, and changes nothing in the picture.
+/// Whether the decoder's blocks run in bands of rows, which takes less than half the memory, about a third more
+/// arithmetic, and changes nothing in the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tiling {
     /// Where the decoder would not fit otherwise: for the adapter's limits, beside what else is loaded within this many

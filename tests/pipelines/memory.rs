@@ -185,8 +185,7 @@ fn a_budget_makes_the_decoder_run_in_bands_and_no_budget_is_too_small_unsaid() {
     let request = Request { width: Some(256), height: Some(256), steps: Some(1), ..Golden::open("emoji").request() };
     let settings = scumble::pipelines::Settings::resolve(&request, &checkpoint("emoji")).unwrap();
     let peak = |tiling: Tiling| {
-        let stages =
-            inspect::memory_of(&checkpoint("emoji"), &settings, DType::F32, gpu.limits(), 1, tiling).unwrap();
+        let stages = inspect::memory_of(&checkpoint("emoji"), &settings, DType::F32, gpu.limits(), 1, tiling).unwrap();
         stages.iter().map(inspect::StageMemory::peak).max().unwrap()
     };
     let (whole, tiled) = (peak(Tiling::Off), peak(Tiling::On));

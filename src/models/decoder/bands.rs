@@ -1,4 +1,4 @@
-//! The decoder's last blocks in bands of rows, so that less memory does: the same numbers as [`super::vae::decode`]'s.
+//! The decoder's blocks, all but the first, in bands of rows, so that less memory does: the same numbers as [`super::vae::decode`]'s.
 //!
 //! Every tensor of a large picture is a list of bands, and a band is released once nothing needs it any more. GroupNorm's
 //! statistics are gathered over all bands before any is normalised, and a convolution's input takes the rows of its border
@@ -102,7 +102,8 @@ fn enlarged_resnet(
     let norm2 = norm(g, &w.at("norm2"), config, channels);
     let conv2 = layer(g, &w.at("conv2"), channels, channels, 3);
     let shortcut = (from.channels != channels).then(|| layer(g, &w.at("conv_shortcut"), from.channels, channels, 1));
-    let spans: Vec<_> = (0..shape.height.div_ceil(rows)).map(|i| (i * rows, ((i + 1) * rows).min(shape.height))).collect();
+    let spans: Vec<_> =
+        (0..shape.height.div_ceil(rows)).map(|i| (i * rows, ((i + 1) * rows).min(shape.height))).collect();
     let mut statistics = Statistics::new(g, &norm1, shape, &spans);
     for span in &spans {
         let enlarged = enlarge(g, up, &x, *span);
@@ -224,7 +225,8 @@ impl Statistics {
     fn add(&mut self, g: &mut Graph, norm: &Norm, x: &Picture, (begin, end): (u32, u32)) {
         let width = x.shape.width;
         let holds = |(first, last): &(u32, u32)| *first <= begin && end <= *last;
-        let index = x.spans(g).iter().position(holds).unwrap_or_else(|| panic!("{}: no band holds {begin}", norm.label));
+        let index =
+            x.spans(g).iter().position(holds).unwrap_or_else(|| panic!("{}: no band holds {begin}", norm.label));
         let (first, band) = x.bands[index];
         let rows = (end - begin) * width;
         let call = band_norm::stats(&norm.config, (begin - first) * width, rows, self.chunks, g.limits());

@@ -21,23 +21,15 @@ pub fn decode(g: &mut Graph, w: &Weights<'_>, config: &VaeConfig, latent: Value)
     x
 }
 
-/// The same numbers with less memory: the last two blocks, where it goes to, run in bands of `rows` rows of the picture,
-/// an even number. `None` for a decoder that enlarges nothing.
-pub fn decode_in_bands(
-    g: &mut Graph,
-    w: &Weights<'_>,
-    config: &VaeConfig,
-    latent: Value,
-    rows: u32,
-) -> Option<Value> {
+/// The same numbers with less memory: all blocks but the first run in bands of `rows` rows, an even number. `None` for a decoder that enlarges nothing.
+pub fn decode_in_bands(g: &mut Graph, w: &Weights<'_>, config: &VaeConfig, latent: Value, rows: u32) -> Option<Value> {
     assert!(rows > 0 && rows.is_multiple_of(2), "bands of {rows} rows");
     let levels = config.block_out_channels.len();
     if levels < 2 {
         return None;
     }
-    let first = levels.saturating_sub(2).max(1);
-    let x = blocks(g, w, config, latent, first);
-    let x = bands::tail(g, &w.at("decoder"), config, x, first, rows);
+    let x = blocks(g, w, config, latent, 1);
+    let x = bands::tail(g, &w.at("decoder"), config, x, 1, rows);
     g.tap("vae.decoder", x);
     Some(x)
 }
