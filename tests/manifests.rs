@@ -11,6 +11,7 @@ use scumble::graph::{Graph, Shape};
 use scumble::kernels::Limits;
 use scumble::models::config::{ClipConfig, UnetConfig, VaeConfig};
 use scumble::models::decoder::vae;
+use scumble::models::generator::context;
 use scumble::models::generator::unet::{self, Conditioning};
 use scumble::models::text::clip::{self, Take};
 use scumble::tensor::DType;
@@ -97,12 +98,13 @@ fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
         let pooled = config.text_time.as_ref().map(|added| added.input_dim - 6 * added.time_embed_dim);
         let given = Conditioning {
             timestep: g.input("timestep", row(1), DType::F32),
-            context: g.input("context", Shape::tokens(2, 77, config.cross_attention_dim as u32), DType::F16),
             pooled: pooled.map(|width| g.input("pooled", row(width), DType::F16)),
             sizes: pooled.map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: None,
         };
-        let prediction = unet::unet(g, w, config, sample, given);
+        let context = g.input("context", Shape::tokens(2, 77, config.cross_attention_dim as u32), DType::F16);
+        let text = context::text_keys(g, w, config, context);
+        let prediction = unet::unet(g, w, config, sample, given, &text);
         assert_eq!(g.shape(prediction), g.shape(sample));
     })
 }

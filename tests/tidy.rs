@@ -23,10 +23,16 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The bridges from the graph to the device.
-const DEVICE_FILES: &[&str] =
-    &["src/graph/executor.rs", "src/graph/recording.rs", "src/graph/staging.rs", "src/graph/trial.rs"];
+const DEVICE_FILES: &[&str] = &[
+    "src/graph/executor.rs",
+    "src/graph/recording.rs",
+    "src/graph/staging.rs",
+    "src/graph/trial.rs",
+    "src/graph/upload.rs",
+];
 /// Files that may name wgpu, besides those under `src/gpu/`.
-const WGPU_FILES: &[&str] = &["src/graph/executor.rs", "src/graph/recording.rs", "src/graph/staging.rs"];
+const WGPU_FILES: &[&str] =
+    &["src/graph/executor.rs", "src/graph/recording.rs", "src/graph/staging.rs", "src/graph/upload.rs"];
 /// Files of `src/kernels/` that are no kernel, or the bench's yardsticks (`src/bench/roofs.rs` runs and checks them).
 const NO_KERNELS: &[&str] = &["mod", "bands", "roof_copy", "roof_fma", "tuning"];
 const FILE_LINES: usize = 500;

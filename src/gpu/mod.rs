@@ -14,7 +14,7 @@ use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
 pub use memory::Memory;
-pub(crate) use memory::{Buffer, Texture};
+pub(crate) use memory::{Buffer, Charge, Texture};
 
 /// A compiled shader variant with the layout of its bindings.
 #[derive(Debug)]

@@ -1,15 +1,19 @@
 //! From a plan to the GPU: pipelines, buffers and bind groups made once, then one loop over the compiled launches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use rayon::prelude::*;
+
 use super::recording::{self, Pace, Recording, Submission};
+use super::rows::{decode_rows, encode_rows};
 use super::staging::{Part, Scratch, Stage};
-use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, footprint, plan};
+use super::upload::Upload;
+use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Pipeline};
 use crate::kernels::Launch;
-use crate::tensor::{DType, HostTensor};
+use crate::tensor::HostTensor;
 
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
 pub(super) const PARAMS_STRIDE: u64 = 256;
@@ -88,7 +92,14 @@ impl Executor {
         let plan = plan::plan(graph);
         let given = given(graph, &plan, shared)?;
         let buffers = allocate(gpu, graph, &plan, &given)?;
-        let (mut constant, places) = upload(gpu, graph, &mut fill)?;
+        // The driver compiles while weights are packed and copied.
+        let (compiled, uploaded) = std::thread::scope(|scope| {
+            let compiled = scope.spawn(|| compile_pipelines(gpu, graph));
+            let uploaded = upload(gpu, graph, &mut fill);
+            (compiled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), uploaded)
+        });
+        let (mut constant, places) = uploaded?;
+        compiled?;
         let params = upload_params(gpu, graph)?;
         let memory = Memory { plan: &plan, buffers: &buffers, weights: &constant, places: &places };
         let launches = compile(gpu, graph, &memory, &params)?;
@@ -294,6 +305,13 @@ impl Memory<'_> {
     }
 }
 
+/// Has the graph's different pipelines compiled, several at a time.
+fn compile_pipelines(gpu: &Gpu, graph: &Graph) -> Result<()> {
+    let keys = graph.nodes.iter().map(|node| (&node.call.variant, node.inputs.len(), node.outputs.len()));
+    let keys: Vec<_> = keys.collect::<HashSet<_>>().into_iter().collect();
+    keys.par_iter().try_for_each(|(variant, reads, writes)| gpu.pipeline(variant, *reads, *writes).map(drop))
+}
+
 /// Compiles every launch of every node.
 fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &Buffer) -> Result<Vec<CompiledLaunch>> {
     let mut scratch = Scratch::default();
@@ -403,8 +421,7 @@ fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, given: &HashMap<usize, 
     plan.sizes.iter().enumerate().map(make).collect()
 }
 
-/// Lays the weights into large buffers and fills them piece by piece, waiting now and then so that staging memory
-/// stays bounded.
+/// Lays the weights into large buffers and fills them piece by piece.
 fn upload(
     gpu: &Gpu,
     graph: &Graph,
@@ -415,27 +432,17 @@ fn upload(
     let buffers: Result<Vec<_>> =
         sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
     let buffers = buffers?;
-    let mut pending = Vec::new();
-    let mut pending_bytes = 0;
+    let mut upload = Upload::new(gpu);
     for (spec, (buffer, offset, size)) in graph.weights.iter().zip(&places) {
         let mut written = 0;
         fill(spec, &mut |piece: &[u8]| {
-            gpu.queue.write_buffer(&buffers[*buffer], offset + written, piece);
+            upload.write(&buffers[*buffer], offset + written, piece)?;
             written += piece.len() as u64;
-            pending.push(gpu.charge(piece.len() as u64));
-            pending_bytes += piece.len() as u64;
-            if pending_bytes > footprint::UPLOAD_BYTES {
-                gpu.queue.submit([]);
-                gpu.wait()?;
-                pending.clear();
-                pending_bytes = 0;
-            }
             Ok(())
         })?;
         assert_eq!(written, *size, "weight {:?} was packed to another size than declared", spec.keys);
     }
-    gpu.queue.submit([]);
-    gpu.wait()?;
+    upload.finish()?;
     Ok((buffers, places))
 }
 
@@ -451,39 +458,4 @@ fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<Buffer> {
     let buffer = gpu.buffer("parameters", bytes.len() as u64, usage)?;
     gpu.queue.write_buffer(&buffer, 0, &bytes);
     Ok(buffer)
-}
-
-/// Rows of C values as stored: padded with zeros to a multiple of four, in `dtype`.
-pub(crate) fn encode_rows(data: &[f32], shape: Shape, dtype: DType) -> Vec<u8> {
-    let channels = shape.channels as usize;
-    let padded = channels.next_multiple_of(4);
-    let mut bytes = Vec::with_capacity(shape.rows() as usize * padded * dtype.bytes());
-    for row in data.chunks_exact(channels) {
-        let values = row.iter().copied().chain(std::iter::repeat_n(0.0, padded - channels));
-        match dtype {
-            DType::F32 => values.for_each(|value| bytes.extend(value.to_le_bytes())),
-            DType::F16 | DType::BF16 => values.for_each(|value| bytes.extend(half::f16::from_f32(value).to_le_bytes())),
-        }
-    }
-    bytes
-}
-
-fn decode_rows(bytes: &[u8], shape: Shape, dtype: DType) -> HostTensor {
-    let channels = shape.channels as usize;
-    let padded = channels.next_multiple_of(4);
-    let mut data = Vec::with_capacity(shape.rows() as usize * channels);
-    for row in bytes.chunks_exact(padded * dtype.bytes()) {
-        match dtype {
-            DType::F32 => {
-                data.extend(row.chunks_exact(4).take(channels).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            }
-            DType::F16 | DType::BF16 => {
-                data.extend(
-                    row.chunks_exact(2).take(channels).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
-                );
-            }
-        }
-    }
-    let axes = [shape.batch, shape.height, shape.width, shape.channels];
-    HostTensor { shape: axes.iter().map(|axis| *axis as usize).collect(), data }
 }

@@ -2,12 +2,8 @@
 
 use super::executor::PARAMS_STRIDE;
 use super::staging::Scratch;
+use super::upload::STAGING_BYTES;
 use super::{Graph, Operand, plan};
-
-/// Uploads wait for each other after about this many bytes, so that their staging memory stays bounded.
-pub(super) const UPLOAD_BYTES: u64 = 32 << 20;
-/// The last piece of an upload may be this much more (`weights/pack.rs` hands out pieces of that size).
-const PIECE_BYTES: u64 = 4 << 20;
 
 /// Bytes on the device that a graph's executor takes, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +57,6 @@ pub fn footprint(graph: &Graph) -> Footprint {
         activations: plan::plan(graph).bytes(),
         parameters: launches * PARAMS_STRIDE,
         textures: scratch.bytes(),
-        staging: graph.weight_bytes().min(UPLOAD_BYTES + PIECE_BYTES),
+        staging: graph.weight_bytes().min(2 * STAGING_BYTES as u64),
     }
 }

@@ -4,8 +4,10 @@ pub mod executor;
 pub mod footprint;
 pub mod plan;
 pub mod recording;
+mod rows;
 mod staging;
 pub mod trial;
+mod upload;
 
 use crate::error::Error;
 use crate::kernels::{Call, Limits, vector_bytes, vectors};

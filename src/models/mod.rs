@@ -8,6 +8,7 @@ pub mod decoder {
 }
 /// From text vectors and noise to the intermediate product.
 pub mod generator {
+    pub mod context;
     pub mod unet;
 }
 pub mod nn;

@@ -284,25 +284,25 @@ pub fn layer_norm(g: &mut Graph, w: &Weights<'_>, x: Value, eps: f32) -> Value {
     g.push(w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
 }
 
-/// x [B, T, C] attends to context [B, S, D], or to itself; residual [B, T, C] is added after the output projection.
+/// x [B, T, C] attends to the keys and values of another value ([`keys_values`]), or to itself; residual [B, T, C] is added
+/// after the output projection.
 pub fn attention(
     g: &mut Graph,
     w: &Weights<'_>,
     names: &Projections,
     x: Value,
-    context: Option<Value>,
+    other: Option<Value>,
     heads: Heads,
     residual: Value,
 ) -> Value {
     let inner = heads.count * heads.padded();
-    let (q, kv) = match context {
+    let (q, kv) = match other {
         None => {
             let fused = projection(g, w, names, &[names.query, names.key, names.value], x, heads);
             ((fused, 0), (fused, [inner, 2 * inner]))
         }
-        Some(context) => {
+        Some(kv) => {
             let q = projection(g, w, names, &[names.query], x, heads);
-            let kv = projection(g, w, names, &[names.key, names.value], context, heads);
             ((q, 0), (kv, [0, inner]))
         }
     };
@@ -326,6 +326,11 @@ pub fn attention(
     let h = push(g, w.path(), call, inputs, to.with_channels(inner), dtype);
     let out = Linear { residual: Some(residual), heads: Some(heads), ..Linear::new(heads.count * heads.width) };
     linear(g, &w.at(names.out), h, out)
+}
+
+/// context [B, S, D] -> keys and values [B, S, 2 * inner] of the attention at `w`, for any number of calls of it.
+pub fn keys_values(g: &mut Graph, w: &Weights<'_>, names: &Projections, context: Value, heads: Heads) -> Value {
+    projection(g, w, names, &[names.key, names.value], context, heads)
 }
 
 /// Several projections of x in one product, head-major, every head padded.

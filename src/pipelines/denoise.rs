@@ -8,13 +8,22 @@ use crate::graph::executor::{Executor, Resident, WeightSink};
 use crate::graph::recording::Submission;
 use crate::graph::{Graph, Shape, WeightSpec};
 use crate::kernels::{guidance_rescale, scheduler_step};
+use crate::models::generator::context::{self, TextKeys};
 use crate::models::generator::unet::{self, Conditioning};
 use crate::pipelines::request::Settings;
-use crate::pipelines::stages::{Side, TextVectors, execute};
+use crate::pipelines::stages::{Side, TextVectors, execute, execute_sharing};
 use crate::sampling::{Evaluation, Program};
 use crate::tensor::{DType, HostTensor};
-use crate::weights::checkpoint::Checkpoint;
-use crate::weights::{Claims, Weights, pack};
+use crate::weights::checkpoint::{Checkpoint, PipelineClass};
+use crate::weights::{Claims, Source, Weights, pack};
+
+/// The graphs of the UNet: first what its cross-attentions read of the prompt, run once a picture, then a step.
+pub(super) struct Graphs {
+    /// `context` [B, T, D] -> the keys and values of every cross-attention, named by the layer's path.
+    pub text: Graph,
+    /// `sample`, `timestep` and those -> `prediction`.
+    pub unet: Graph,
+}
 
 /// The UNet and the solver's update. They share buffers, so that a step copies nothing: the update reads the prediction
 /// where the UNet leaves it and writes the model's next input where the UNet reads it.
@@ -26,43 +35,32 @@ pub(super) struct DenoiseStage {
     turn: usize,
     shape: Shape,
     batch: u32,
+    /// Bytes of the text's keys and values.
+    keys: u64,
 }
 
 impl DenoiseStage {
-    /// The UNet's graph for pictures of `settings`' size.
+    /// The graphs for pictures of `settings`' size. Together they take every tensor of the checkpoint's UNet.
     pub fn build(
         checkpoint: &Checkpoint,
         limits: crate::kernels::Limits,
         precision: DType,
         settings: &Settings,
-    ) -> Result<Graph> {
-        Self::build_sized(
-            checkpoint,
-            limits,
-            precision,
-            Self::latent_shape(checkpoint, settings),
-            1 + u32::from(settings.guided),
-        )
-    }
-
-    fn build_sized(
-        checkpoint: &Checkpoint,
-        limits: crate::kernels::Limits,
-        precision: DType,
-        latent: Shape,
-        batch: u32,
-    ) -> Result<Graph> {
-        let config = &checkpoint.unet.config;
-        let mut g = Graph::new(precision, limits);
+    ) -> Result<Graphs> {
+        let (config, batch) = (&checkpoint.unet.config, Self::batch(settings));
         let source = checkpoint.unet.weights.as_ref();
         let claims = Claims::default();
         let w = Weights::new(0, source, &claims);
-        let sample = g.input("sample", Shape { batch, ..latent }, precision);
+        let mut text = Graph::new(precision, limits);
         let tokens = checkpoint.text_encoders.iter().map(|part| part.config.max_positions).max().unwrap_or(77) as u32;
+        let vectors = text.input("context", Shape::tokens(batch, tokens, config.cross_attention_dim as u32), precision);
+        let made = context::text_keys(&mut text, &w, config, vectors);
+        made.iter().for_each(|(path, value)| text.output(path, value));
+        let mut g = Graph::new(precision, limits);
+        let sample = g.input("sample", Shape { batch, ..Self::latent_shape(checkpoint, settings) }, precision);
         let row = |channels: u32| Shape::new(batch, 1, 1, channels);
         let given = Conditioning {
             timestep: g.input("timestep", row(1), DType::F32),
-            context: g.input("context", Shape::tokens(batch, tokens, config.cross_attention_dim as u32), precision),
             pooled: config.text_time.as_ref().map(|added| {
                 let width = (added.input_dim - 6 * added.time_embed_dim) as u32;
                 g.input("pooled", row(width), precision)
@@ -70,10 +68,17 @@ impl DenoiseStage {
             sizes: config.text_time.as_ref().map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: config.time_cond_proj_dim.map(|_| g.input("guidance", row(1), DType::F32)),
         };
-        let prediction = unet::unet(&mut g, &w, config, sample, given);
+        let read = made.iter().map(|(path, value)| (path.to_owned(), g.input(path, text.shape(value), precision)));
+        let read: TextKeys = read.collect();
+        let prediction = unet::unet(&mut g, &w, config, sample, given, &read);
         g.output("prediction", prediction);
         claims.finish(source)?;
-        Ok(g)
+        Ok(Graphs { text, unet: g })
+    }
+
+    /// Latents that the UNet gets at once.
+    fn batch(settings: &Settings) -> u32 {
+        1 + u32::from(settings.guided)
     }
 
     /// [1, H/8, W/8, C].
@@ -82,17 +87,43 @@ impl DenoiseStage {
         Shape::new(1, settings.height / scale, settings.width / scale, checkpoint.unet.config.in_channels as u32)
     }
 
+    /// Loads the stage for these prompts. What comes of the text vectors is computed first, so that the weights which make
+    /// it are gone before the UNet's are there. The vectors as the model gets them join `dump`, named.
     pub fn new(
         gpu: &Arc<Gpu>,
         checkpoint: &Checkpoint,
         precision: DType,
-        settings: &Settings,
-        program: &Program,
+        (settings, program): (&Settings, &Program),
+        prompts: &[(Side, TextVectors)],
+        dump: Option<&mut Vec<(String, HostTensor)>>,
     ) -> Result<Self> {
-        let shape = Self::latent_shape(checkpoint, settings);
-        let batch = 1 + u32::from(settings.guided);
-        let graph = Self::build(checkpoint, gpu.limits(), precision, settings)?;
-        let unet = execute(gpu, &graph, &[checkpoint.unet.weights.as_ref()])?;
+        let (shape, batch) = (Self::latent_shape(checkpoint, settings), Self::batch(settings));
+        let weights: [&dyn Source; 1] = [checkpoint.unet.weights.as_ref()];
+        let graphs = Self::build(checkpoint, gpu.limits(), precision, settings)?;
+        let text = execute(gpu, &graphs.text, &weights)?;
+        for (side, vectors) in prompts {
+            text.copy_row("context", side.row(batch), &vectors.context)?;
+        }
+        text.run().wait()?;
+        let keys = graphs.text.outputs.iter().map(|(path, _)| Ok((path.as_str(), text.resident(path)?)));
+        let keys: Vec<(&str, Resident)> = keys.collect::<Result<_>>()?;
+        let mut named = if dump.is_some() { rows("text_embeddings", &text.read("context")?) } else { Vec::new() };
+        drop(text);
+        // The adapter takes memory back when it is next waited for.
+        gpu.wait()?;
+        let shared: Vec<(&str, &Resident)> = keys.iter().map(|(path, resident)| (*path, resident)).collect();
+        let unet = execute_sharing(gpu, &graphs.unet, &shared, &weights)?;
+        for (side, vectors) in prompts {
+            if let Some(pooled) = &vectors.pooled {
+                unet.copy_row("pooled", side.row(batch), pooled)?;
+            }
+        }
+        if let Some(dump) = dump {
+            if checkpoint.class == PipelineClass::StableDiffusionXl {
+                named.extend(rows("pooled_text_embeddings", &unet.read("pooled")?));
+            }
+            dump.append(&mut named);
+        }
         let updates =
             updates(gpu, &unet, &step_graph(gpu.limits(), precision, shape, batch, settings, program.slots as u32))?;
         let scale = |value: f32| HostTensor { shape: vec![batch as usize], data: vec![value; batch as usize] };
@@ -105,17 +136,8 @@ impl DenoiseStage {
             let data: Vec<f32> = (0..batch).flat_map(|_| ids).collect();
             unet.write("sizes", &HostTensor { shape: vec![batch as usize, 6], data })?;
         }
-        Ok(Self { unet, updates, turn: 0, shape, batch })
-    }
-
-    /// Takes a prompt's vectors as those of `side`; the order of the batch is [negative, prompt].
-    pub fn condition(&self, text: &TextVectors, side: Side) -> Result<()> {
-        let row = if side == Side::Prompt { self.batch - 1 } else { 0 };
-        self.unet.copy_row("context", row, &text.context)?;
-        match &text.pooled {
-            Some(pooled) => self.unet.copy_row("pooled", row, pooled),
-            None => Ok(()),
-        }
+        let keys = graphs.text.outputs.iter().map(|(_, value)| graphs.text.shape(*value).bytes(precision)).sum();
+        Ok(Self { unet, updates, turn: 0, shape, batch, keys })
     }
 
     /// Starts a run from noise of unit variance [1, C, H, W].
@@ -183,26 +205,19 @@ impl DenoiseStage {
         Ok(HostTensor { shape: axes.to_vec(), data: rows.data[..count].to_vec() }.channels_first())
     }
 
-    /// The text vectors as the model gets them, named for a dump: [1, T, D] and pooled [1, D]. Blocks.
-    pub fn conditioning(&self, pooled: bool) -> Result<Vec<(String, HostTensor)>> {
-        let inputs = [("context", "text_embeddings"), ("pooled", "pooled_text_embeddings")];
-        let mut named = Vec::new();
-        for (input, name) in inputs.into_iter().take(1 + usize::from(pooled)) {
-            let HostTensor { shape, data } = self.unet.read(input)?;
-            let axes: Vec<usize> =
-                [1].into_iter().chain(shape[1..].iter().copied().filter(|axis| *axis != 1)).collect();
-            let rows = data.chunks_exact(data.len() / self.batch as usize).rev();
-            for (row, side) in rows.zip(["", "negative_"]) {
-                named.push((format!("{side}{name}"), HostTensor { shape: axes.clone(), data: row.to_vec() }));
-            }
-        }
-        Ok(named)
-    }
-
     /// Bytes on the GPU.
     pub fn bytes(&self) -> u64 {
-        self.unet.bytes() + self.updates.iter().map(Executor::bytes).sum::<u64>()
+        self.keys + self.unet.bytes() + self.updates.iter().map(Executor::bytes).sum::<u64>()
     }
+}
+
+/// The batch elements of a tensor [B, .., C], the prompt's as `name` and the negative one's; without axes of length 1.
+fn rows(name: &str, tensor: &HostTensor) -> Vec<(String, HostTensor)> {
+    let axes = tensor.shape[1..].iter().copied().filter(|axis| *axis != 1);
+    let axes: Vec<usize> = [1].into_iter().chain(axes).collect();
+    let elements = tensor.data.chunks_exact(tensor.data.len() / tensor.shape[0]).rev();
+    let named = elements.zip(["", "negative_"]);
+    named.map(|(row, side)| (format!("{side}{name}"), HostTensor { shape: axes.clone(), data: row.to_vec() })).collect()
 }
 
 /// Compiles the update twice: the second reads the state that the first writes, and the other way round.

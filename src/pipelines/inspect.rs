@@ -48,6 +48,9 @@ pub struct StageMemory {
     pub stage: Stage,
     /// Weights as packed.
     pub weights: u64,
+    /// Those of the weights that are released before the others are loaded: what makes the UNet's keys and values of the
+    /// text.
+    pub passing: u64,
     /// Activations, inputs and outputs.
     pub activations: u64,
     /// What else is there at its peak: parameters and staged operands, or what the weights are loaded through; values that
@@ -62,16 +65,16 @@ pub struct StageMemory {
 impl StageMemory {
     /// The most bytes at any time of the stage.
     pub fn peak(&self) -> u64 {
-        self.weights + self.activations + self.others
+        self.weights - self.passing + self.activations + self.others
     }
 
     fn of(stage: Stage, footprint: Footprint, peak: u64, fault: Option<Error>) -> Self {
         let Footprint { weights, activations, .. } = footprint;
-        Self { stage, weights, activations, others: peak - weights - activations, tiled: false, fault }
+        Self { stage, weights, passing: 0, activations, others: peak - weights - activations, tiled: false, fault }
     }
 }
 
-/// A stage's graph for pictures of `settings`' size. Needs no device and reads no weights.
+/// A stage's graph (the step's, of the denoising stage) for pictures of `settings`' size. Needs no device and reads no weights.
 ///
 /// # Errors
 /// When the checkpoint lacks a tensor, or has one of another shape or one too many.
@@ -84,7 +87,7 @@ pub fn graph(
 ) -> Result<Graph> {
     match stage {
         Stage::Text => TextStage::build(checkpoint, limits, precision, settings.clip_skip),
-        Stage::Denoise => DenoiseStage::build(checkpoint, limits, precision, settings),
+        Stage::Denoise => Ok(DenoiseStage::build(checkpoint, limits, precision, settings)?.unet),
         Stage::Decode => DecodeStage::build(checkpoint, limits, precision, settings, false),
     }
 }
@@ -117,7 +120,7 @@ pub fn memory_of(
     tiling: Tiling,
 ) -> Result<Vec<StageMemory>> {
     let text = graph(Stage::Text, checkpoint, limits, precision, settings)?;
-    let unet = graph(Stage::Denoise, checkpoint, limits, precision, settings)?;
+    let denoise = DenoiseStage::build(checkpoint, limits, precision, settings)?;
     let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
     let (latent, batch) = (DenoiseStage::latent_shape(checkpoint, settings), 1 + u32::from(settings.guided));
     let step = step_graph(limits, precision, latent, batch, settings, slots);
@@ -130,13 +133,15 @@ pub fn memory_of(
     let vectors = prompt * u64::from(batch);
     let text_peak = text_footprint.peak().max(text_footprint.loaded() + vectors);
 
-    let (unet_footprint, step_footprint) = (footprint(&unet), footprint(&step));
+    let (unet_footprint, step_footprint) = (footprint(&denoise.unet), footprint(&step));
+    let keys_footprint = footprint(&denoise.text);
     // The update is compiled twice; both share the UNet's ends, and the second all the buffers of the first.
     let update = step_footprint.loaded() - named(&step, &["model_output", "model_input"]);
     let updates = update + step_footprint.weights + step_footprint.parameters;
     let state = named(&step, &["state"]);
     let running = unet_footprint.loaded() + updates;
-    let unet_peak = (vectors + unet_footprint.peak()).max(vectors + running).max(running + state);
+    let loading = keys_footprint.peak().max(unet_footprint.peak()).max(running);
+    let unet_peak = (vectors + loading).max(running + state);
 
     let beside = if pictures > 1 { running } else { state };
     let decoder = DecodeStage::choose(checkpoint, limits, precision, settings, tiling, beside)?;
@@ -145,7 +150,11 @@ pub fn memory_of(
     let decode = StageMemory::of(Stage::Decode, decoder.footprint, decode_peak, fault(&decoder.graph));
     Ok(vec![
         StageMemory::of(Stage::Text, text_footprint, text_peak, fault(&text)),
-        StageMemory::of(Stage::Denoise, unet_footprint, unet_peak, fault(&unet)),
+        StageMemory {
+            weights: keys_footprint.weights + unet_footprint.weights,
+            passing: keys_footprint.weights,
+            ..StageMemory::of(Stage::Denoise, unet_footprint, unet_peak, fault(&denoise.text).or(fault(&denoise.unet)))
+        },
         StageMemory { tiled: decoder.tiled, ..decode },
     ])
 }

@@ -276,13 +276,8 @@ impl Generation {
     /// The UNet on the GPU with its text vectors in place; bytes that it takes there.
     fn load_denoiser(&mut self, vectors: &[(Side, TextVectors)]) -> Result<u64> {
         let StableDiffusion { gpu, checkpoint, precision, .. } = self.model.as_ref();
-        let denoise = DenoiseStage::new(gpu, checkpoint, *precision, &self.settings, &self.program)?;
-        for (side, text) in vectors {
-            denoise.condition(text, *side)?;
-        }
-        if let Some(dump) = &mut self.dump {
-            dump.extend(denoise.conditioning(checkpoint.class == PipelineClass::StableDiffusionXl)?);
-        }
+        let run = (&self.settings, &self.program);
+        let denoise = DenoiseStage::new(gpu, checkpoint, *precision, run, vectors, self.dump.as_mut())?;
         let bytes = denoise.bytes();
         self.denoise = Some(denoise);
         Ok(bytes)

@@ -18,7 +18,17 @@ use crate::weights::{Claims, Source, Weights, pack};
 
 /// Compiles `graph` and fills its weights from the parts in order.
 pub(super) fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {
-    Executor::new(gpu, graph, |spec, sink| pack::pack(spec, parts.get(spec.part).copied(), sink))
+    execute_sharing(gpu, graph, &[], parts)
+}
+
+/// The same, with inputs and outputs that lie where values of other graphs do.
+pub(super) fn execute_sharing(
+    gpu: &Arc<Gpu>,
+    graph: &Graph,
+    shared: &[(&str, &Resident)],
+    parts: &[&dyn Source],
+) -> Result<Executor> {
+    Executor::sharing(gpu, graph, shared, |spec, sink| pack::pack(spec, parts.get(spec.part).copied(), sink))
 }
 
 /// Every graph of a model for pictures of `settings`, by the name of its stage. Needs no GPU and reads no weights.
@@ -34,9 +44,11 @@ pub fn graphs(
     let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
     let shape = DenoiseStage::latent_shape(checkpoint, settings);
     let batch = 1 + u32::from(settings.guided);
+    let denoise = DenoiseStage::build(checkpoint, limits, precision, settings)?;
     Ok(vec![
         ("text", TextStage::build(checkpoint, limits, precision, settings.clip_skip)?),
-        ("unet", DenoiseStage::build(checkpoint, limits, precision, settings)?),
+        ("context", denoise.text),
+        ("unet", denoise.unet),
         ("scheduler", step_graph(limits, precision, shape, batch, settings, slots)),
         ("vae", DecodeStage::build(checkpoint, limits, precision, settings, false)?),
         ("vae in bands", DecodeStage::build(checkpoint, limits, precision, settings, true)?),
@@ -72,6 +84,11 @@ pub(super) enum Side {
 }
 
 impl Side {
+    /// Its place in the UNet's batch, whose order is [negative, prompt].
+    pub fn row(self, batch: u32) -> u32 {
+        if self == Side::Prompt { batch - 1 } else { 0 }
+    }
+
     fn output(self) -> &'static str {
         match self {
             Side::Prompt => "context",

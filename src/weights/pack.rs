@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::Source;
@@ -10,7 +11,7 @@ use crate::graph::{Layout, RowSource, WeightSpec};
 use crate::tensor::DType;
 
 /// Bytes handed on at once, about.
-const PIECE_BYTES: usize = 4 << 20;
+const PIECE_BYTES: usize = 16 << 20;
 /// Columns of the result that a panel holds.
 const PANEL: usize = 32;
 
@@ -98,14 +99,14 @@ fn pack_matrix(
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let panel_bytes = matrix.taps * matrix.columns.len() * PANEL * matrix.dtype.bytes();
-    let together = (PIECE_BYTES / panel_bytes.max(1)).clamp(1, 64);
+    let together = (PIECE_BYTES / panel_bytes.max(1)).max(1);
+    let mut piece = vec![0u8; panel_bytes * together.min(matrix.rows.len().div_ceil(PANEL))];
     for group in matrix.rows.chunks(PANEL * together) {
-        let panels: Vec<&[RowSource]> = group.chunks(PANEL).collect();
-        let packed: Result<Vec<Vec<u8>>> = panels
-            .par_iter()
-            .map(|panel| pack_panel(&mut Rows { source, keys, buffer: Vec::new() }, panel, matrix))
-            .collect();
-        packed?.iter().try_for_each(|bytes| sink(bytes))?;
+        let packed = &mut piece[..panel_bytes * group.len().div_ceil(PANEL)];
+        let panels = packed.par_chunks_exact_mut(panel_bytes).zip(group.par_chunks(PANEL));
+        panels
+            .try_for_each_init(|| Panel::new(source, keys, matrix), |panel, (packed, rows)| panel.pack(rows, packed))?;
+        sink(packed)?;
     }
     Ok(())
 }
@@ -118,32 +119,194 @@ struct Matrix<'a> {
     dtype: DType,
 }
 
-/// The bytes of 32 physical rows: [taps][K][32].
-fn pack_panel(reader: &mut Rows<'_>, panel: &[RowSource], matrix: &Matrix<'_>) -> Result<Vec<u8>> {
-    let Matrix { columns, taps, .. } = *matrix;
-    let logical = columns.iter().flatten().count();
-    let mut values = vec![0f32; taps * columns.len() * PANEL];
-    for (at, (key, row), count) in runs(panel) {
-        let read = reader.read(key, row..row + count)?;
-        for (offset, source) in read.chunks_exact(logical * taps).enumerate() {
-            for (k, column) in columns.iter().enumerate() {
-                let Some(column) = column else { continue };
-                let from = &source[*column as usize * taps..][..taps];
-                for (tap, value) in from.iter().enumerate() {
-                    values[(tap * columns.len() + k) * PANEL + at + offset] = *value;
+/// What one thread needs to pack panels.
+struct Panel<'a> {
+    reader: Rows<'a>,
+    matrix: &'a Matrix<'a>,
+    /// Values of a source row.
+    row: usize,
+    /// The rows of a panel that consists of several runs.
+    gathered: Vec<f32>,
+    /// [taps][BLOCK][PANEL]: a block of channels, small enough for the first cache.
+    tile: Vec<f32>,
+}
+
+/// Physical channels that are turned at once.
+const BLOCK: usize = 16;
+
+impl<'a> Panel<'a> {
+    fn new(source: &'a dyn Source, keys: &'a [String], matrix: &'a Matrix<'a>) -> Self {
+        Self {
+            reader: Rows { source, keys, buffer: Vec::new() },
+            matrix,
+            row: matrix.columns.iter().flatten().count() * matrix.taps,
+            gathered: Vec::new(),
+            tile: vec![0.0; matrix.taps * BLOCK * PANEL],
+        }
+    }
+
+    /// Reads up to 32 physical rows and writes [taps][K][32] of them.
+    fn pack(&mut self, rows: &[RowSource], packed: &mut [u8]) -> Result<()> {
+        let runs = runs(rows);
+        let values = if let [(0, (key, row), PANEL)] = runs[..] {
+            self.reader.read(key, row..row + PANEL)?
+        } else {
+            self.gathered.clear();
+            self.gathered.resize(PANEL * self.row, 0.0);
+            for (at, (key, row), count) in runs {
+                let read = self.reader.read(key, row..row + count)?;
+                self.gathered[at * self.row..(at + count) * self.row].copy_from_slice(read);
+            }
+            &self.gathered
+        };
+        let Matrix { columns, taps, dtype, .. } = *self.matrix;
+        let bytes = PANEL * dtype.bytes();
+        for (block, columns) in columns.chunks(BLOCK).enumerate() {
+            match taps {
+                1 => turn::<1>(values, self.row, columns, &mut self.tile),
+                9 => turn::<9>(values, self.row, columns, &mut self.tile),
+                taps => turn_any(values, self.row, columns, taps, &mut self.tile),
+            }
+            for (tap, tile) in self.tile.chunks_exact(BLOCK * PANEL).enumerate() {
+                let begin = (tap * self.matrix.columns.len() + block * BLOCK) * bytes;
+                let to = &mut packed[begin..begin + columns.len() * bytes];
+                encode_into(&tile[..columns.len() * PANEL], dtype, to);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`turn_any`] of a count of taps that the compiler knows.
+fn turn<const TAPS: usize>(values: &[f32], row: usize, columns: &[Option<u32>], tile: &mut [f32]) {
+    turn_any(values, row, columns, TAPS, tile);
+}
+
+/// 32 rows of `row` values [K][taps] -> `tile` [taps][BLOCK][PANEL] of these columns.
+#[inline(always)]
+fn turn_any(values: &[f32], row: usize, columns: &[Option<u32>], taps: usize, tile: &mut [f32]) {
+    // Most columns follow one another as in the source; then the inner loop has neither a branch nor a look-up.
+    let first = columns[0].unwrap_or(0);
+    let straight =
+        columns.len() == BLOCK && columns.iter().zip(first..).all(|(column, expected)| *column == Some(expected));
+    for (lane, source) in values.chunks_exact(row).enumerate() {
+        if straight {
+            let source = &source[first as usize * taps..][..BLOCK * taps];
+            for k in 0..BLOCK {
+                for tap in 0..taps {
+                    tile[(tap * BLOCK + k) * PANEL + lane] = source[k * taps + tap];
+                }
+            }
+            continue;
+        }
+        for (k, column) in columns.iter().enumerate() {
+            for tap in 0..taps {
+                tile[(tap * BLOCK + k) * PANEL + lane] =
+                    column.map_or(0.0, |column| source[column as usize * taps + tap]);
+            }
+        }
+    }
+}
+
+/// Values as stored, in the bytes `to` that they take.
+fn encode_into(values: &[f32], dtype: DType, to: &mut [u8]) {
+    match dtype {
+        DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
+        DType::F16 | DType::BF16 => {
+            const MOST: usize = BLOCK * PANEL;
+            let mut halves = [half::f16::ZERO; MOST];
+            for (values, to) in values.chunks(MOST).zip(to.chunks_mut(2 * MOST)) {
+                let halves = &mut halves[..values.len()];
+                halves.convert_from_f32_slice(values);
+                to.copy_from_slice(bytemuck::cast_slice(halves));
+            }
+        }
+    }
+}
+
+fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * dtype.bytes()];
+    encode_into(values, dtype, &mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{RandomSource, TensorInfo};
+
+    fn source(tensors: &[(&str, &[usize])]) -> RandomSource {
+        let info = |shape: &[usize]| TensorInfo { dtype: DType::F32, shape: shape.to_vec() };
+        RandomSource::new(3, tensors.iter().map(|(name, shape)| ((*name).to_owned(), info(shape))))
+    }
+
+    fn packed(source: &dyn Source, keys: &[&str], layout: Layout) -> Vec<u8> {
+        let spec = WeightSpec { part: 0, keys: keys.iter().map(|key| (*key).to_owned()).collect(), layout };
+        let mut bytes = Vec::new();
+        pack(&spec, Some(source), &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(bytes.len() as u64, spec.bytes());
+        bytes
+    }
+
+    /// Every element of a packed matrix is where [`Layout::Matrix`] says, or zero.
+    fn check_matrix(shapes: [[usize; 3]; 2], rows: &[RowSource], columns: &[Option<u32>]) {
+        let taps = shapes[0][2];
+        let source = source(&[("a", &shapes[0]), ("b", &shapes[1])]);
+        let tensors = ["a", "b"].map(|name| (&source as &dyn Source).tensor(name).unwrap());
+        for dtype in [DType::F32, DType::F16] {
+            let layout = Layout::Matrix { rows: rows.to_vec(), columns: columns.to_vec(), taps: taps as u32, dtype };
+            let bytes = packed(&source, &["a", "b"], layout);
+            let stored = |index: usize| match dtype {
+                DType::F32 => f32::from_le_bytes(bytes[4 * index..][..4].try_into().unwrap()),
+                _ => half::f16::from_le_bytes(bytes[2 * index..][..2].try_into().unwrap()).to_f32(),
+            };
+            for n in 0..rows.len().next_multiple_of(PANEL) {
+                for (tap, k) in (0..taps).flat_map(|tap| (0..columns.len()).map(move |k| (tap, k))) {
+                    let value = rows.get(n).copied().flatten().zip(columns[k]).map_or(0.0, |((key, row), column)| {
+                        let [_, width, _] = shapes[key as usize];
+                        tensors[key as usize][(row as usize * width + column as usize) * taps + tap]
+                    });
+                    let value = if dtype == DType::F32 { value } else { half::f16::from_f32(value).to_f32() };
+                    let vector = ((n / PANEL * taps + tap) * columns.len() + k) * 8 + n % PANEL / 4;
+                    assert_eq!(stored(vector * 4 + n % 4), value, "row {n}, tap {tap}, k {k}, {dtype:?}");
                 }
             }
         }
     }
-    Ok(encode(&values, matrix.dtype))
-}
 
-fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
-    match dtype {
-        DType::F32 => bytemuck::cast_slice(values).to_vec(),
-        DType::F16 | DType::BF16 => {
-            let halves: Vec<half::f16> = values.iter().map(|value| half::f16::from_f32(*value)).collect();
-            bytemuck::cast_slice(&halves).to_vec()
+    #[test]
+    fn matrices_lie_in_panels() {
+        let whole = |key: u8, count: u32| (0..count).map(move |row| Some((key, row)));
+        let straight: Vec<Option<u32>> = (0..48).map(Some).collect();
+        for taps in [1, 4, 9] {
+            let shapes = [[70, 48, taps], [33, 48, taps]];
+            // Whole panels, a run that begins inside one, and the end of the second tensor.
+            let rows: Vec<RowSource> = whole(0, 70).chain(whole(1, 33)).collect();
+            check_matrix(shapes, &rows, &straight);
+            // Holes in rows and columns, columns out of order, and fewer than a block of them at the end.
+            let rows: Vec<RowSource> = whole(1, 20).chain([None; 5]).chain(whole(0, 9)).collect();
+            let columns: Vec<Option<u32>> =
+                (20..48).map(Some).chain([None; 3]).chain((0..20).map(Some)).chain([None]).collect();
+            check_matrix(shapes, &rows, &columns);
+        }
+    }
+
+    #[test]
+    fn vectors_and_tables_are_padded() {
+        let source = source(&[("v", &[40]), ("t", &[9, 6])]);
+        let tensor = |name: &str| (&source as &dyn Source).tensor(name).unwrap();
+        let rows = (10..40).map(|row| Some((0, row))).chain([None]).collect();
+        let bytes = packed(&source, &["v"], Layout::Vector { rows });
+        let stored: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        assert_eq!((&stored[..30], stored[30], stored[31]), (&tensor("v")[10..], 0.0, 0.0));
+        let bytes = packed(&source, &["t"], Layout::Table { first: 2, count: 5, channels: 6, dtype: DType::F32 });
+        let stored: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        for (row, values) in stored.chunks_exact(8).enumerate() {
+            assert_eq!((&values[..6], &values[6..]), (&tensor("t")[(row + 2) * 6..][..6], &[0.0; 2][..]));
         }
     }
 }

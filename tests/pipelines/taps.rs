@@ -5,6 +5,7 @@ use std::sync::Arc;
 use scumble::graph::executor::Executor;
 use scumble::graph::{Graph, Shape};
 use scumble::models::decoder::vae;
+use scumble::models::generator::context::text_keys;
 use scumble::models::generator::unet::{self, Conditioning};
 use scumble::models::text::clip::{self, Take};
 use scumble::tensor::{DType, HostTensor};
@@ -74,14 +75,17 @@ fn unet_taps(name: &'static str) {
     let value = g.input("sample", Shape::new(batch, height, width, channels), f32);
     let given = Conditioning {
         timestep: g.input("timestep", row(1), f32),
-        context: g.input("context", Shape::tokens(batch, context.shape[1] as u32, context.shape[2] as u32), f32),
         pooled: golden.find("unet.text_embeds").map(|pooled| g.input("pooled", row(pooled.shape[1] as u32), f32)),
         sizes: golden.find("unet.time_ids").map(|_| g.input("sizes", row(6), f32)),
         guidance: golden.find("unet.timestep_cond").map(|_| g.input("guidance", row(1), f32)),
     };
     let claims = Claims::default();
     let source = part.weights.as_ref();
-    unet::unet(&mut g, &Weights::new(0, source, &claims), &part.config, value, given);
+    let w = Weights::new(0, source, &claims);
+    let vectors = Shape::tokens(batch, context.shape[1] as u32, context.shape[2] as u32);
+    let vectors = g.input("context", vectors, f32);
+    let text = text_keys(&mut g, &w, &part.config, vectors);
+    unet::unet(&mut g, &w, &part.config, value, given, &text);
     claims.finish(source).unwrap();
     let executor = execute(&gpu, &g, source);
     let scalar = |value: f32| HostTensor { shape: vec![batch as usize], data: vec![value; batch as usize] };

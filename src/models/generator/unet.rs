@@ -4,6 +4,7 @@ use crate::graph::{Graph, Shape, Value};
 use crate::kernels::elementwise::Activation;
 use crate::kernels::sinusoid::Sinusoid;
 use crate::models::config::UnetConfig;
+use crate::models::generator::context::TextKeys;
 use crate::models::nn::{self, Conv, Heads, Linear};
 use crate::weights::Weights;
 
@@ -17,8 +18,6 @@ const BLOCK_NORM_EPS: f32 = 1e-5;
 pub struct Conditioning {
     /// Timestep [B, 1, 1, 1] in f32.
     pub timestep: Value,
-    /// Text vectors [B, T, D].
-    pub context: Value,
     /// SDXL: pooled text [B, 1, 1, D].
     pub pooled: Option<Value>,
     /// SDXL: original height and width, crop top and left, target height and width [B, 1, 1, 6] in f32.
@@ -27,12 +26,20 @@ pub struct Conditioning {
     pub guidance: Option<Value>,
 }
 
-/// sample [B, H, W, C] -> prediction [B, H, W, C], where H and W need not be even.
-pub fn unet(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, sample: Value, given: Conditioning) -> Value {
+/// sample [B, H, W, C] -> prediction [B, H, W, C], where H and W need not be even. `text` holds what the cross-attentions
+/// read of the prompt.
+pub fn unet(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    config: &UnetConfig,
+    sample: Value,
+    given: Conditioning,
+    text: &TextKeys,
+) -> Value {
     let batch = g.shape(sample).batch;
     let time = time_embedding(g, w, config, given, batch); // [B, E], activated
     g.tap("unet.time", time);
-    let mut unet = Unet { g, w, config, time, context: given.context };
+    let mut unet = Unet { g, w, config, time, text };
     let x = nn::conv3x3(unet.g, &w.at("conv_in"), sample, config.block_out_channels[0] as u32);
     unet.g.tap("unet.conv_in", x);
     let (x, mut skips) = unet.down(x);
@@ -96,7 +103,7 @@ struct Unet<'a, 'g> {
     w: &'a Weights<'a>,
     config: &'a UnetConfig,
     time: Value,
-    context: Value,
+    text: &'a TextKeys,
 }
 
 impl Unet<'_, '_> {
@@ -185,7 +192,7 @@ impl Unet<'_, '_> {
             nn::group_norm(self.g, &w.at("norm"), x, self.config.norm_num_groups as u32, TRANSFORMER_NORM_EPS, false);
         let mut h = nn::linear(self.g, &w.at("proj_in"), h, Linear::new(channels));
         for block in 0..depth {
-            h = transformer_block(self.g, &w.at("transformer_blocks").at(block), h, self.context, heads);
+            h = transformer_block(self.g, &w.at("transformer_blocks").at(block), h, self.text, heads);
         }
         let out = Linear { residual: Some(x), ..Linear::new(channels) };
         let y = nn::linear(self.g, &w.at("proj_out"), h, out);
@@ -194,9 +201,9 @@ impl Unet<'_, '_> {
     }
 }
 
-/// x [B, T, C], context [B, S, D] -> [B, T, C] (diffusers `BasicTransformerBlock`). The taps are x after each layer's residual
+/// x [B, T, C] -> [B, T, C] (diffusers `BasicTransformerBlock`). The taps are x after each layer's residual
 /// addition.
-fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, context: Value, heads: Heads) -> Value {
+fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, text: &TextKeys, heads: Heads) -> Value {
     let channels = g.shape(x).channels;
     let tap = |g: &mut Graph, name: &str, value| g.tap(&format!("unet.{}.{name}", w.path()), value);
     tap(g, "input", x);
@@ -204,7 +211,8 @@ fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, context: Value, h
     let x = nn::attention(g, &w.at("attn1"), &nn::DIFFUSERS, h, None, heads, x);
     tap(g, "attn1", x);
     let h = nn::layer_norm(g, &w.at("norm2"), x, BLOCK_NORM_EPS);
-    let x = nn::attention(g, &w.at("attn2"), &nn::DIFFUSERS, h, Some(context), heads, x);
+    let cross = w.at("attn2");
+    let x = nn::attention(g, &cross, &nn::DIFFUSERS, h, Some(text.at(cross.path())), heads, x);
     tap(g, "attn2", x);
     let h = nn::layer_norm(g, &w.at("norm3"), x, BLOCK_NORM_EPS);
     let h = nn::geglu(g, &w.at("ff.net.0.proj"), h, 4 * channels);
