@@ -1,6 +1,6 @@
 // y = act(scale_a * a + scale_b * b + shift); act is none, SiLU (arXiv:1702.03118), GELU with erf or quick GELU (arXiv:1606.08415).
 // **Shapes** a, b, y [rows, C4] vectors of four channels; b is absent (and bound to a) unless BINARY.
-// **Grid** one invocation a vector; workgroups of 64 fold from x into y.
+// **Grid** four vectors an invocation, 64 apart; workgroups of 64 fold from x into y.
 // **Host** params.end bounds the vectors of this launch; bases are the first bound vector of each tensor.
 // **Numbers** f32 throughout; erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 
@@ -45,17 +45,24 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = params.begin + (group.y * groups.x + group.x) * 64u + lane;
-    if (i >= params.end) {
-        return;
+    let first = params.begin + (group.y * groups.x + group.x) * 256u + lane;
+    // All loads before the first store, which a driver must not move them over.
+    var sums: array<vec4<f32>, 4>;
+    for (var k = 0u; k < 4u; k++) {
+        let i = min(first + k * 64u, params.end - 1u);
+        sums[k] = params.scale_a * load_a(a[i - params.a_base]) + params.shift;
+        if (BINARY == 1u) {
+            sums[k] += params.scale_b * load_b(b[i - params.b_base]);
+        }
     }
-    var v = params.scale_a * load_a(a[i - params.a_base]) + params.shift;
-    if (BINARY == 1u) {
-        v += params.scale_b * load_b(b[i - params.b_base]);
+    for (var k = 0u; k < 4u; k++) {
+        let i = first + k * 64u;
+        if (i < params.end) {
+            var v = activate(sums[k]);
+            if (params.tail < 4u && i % params.width == params.width - 1u) {
+                v = select(vec4<f32>(), v, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.tail));
+            }
+            y[i - params.y_base] = store_y(v);
+        }
     }
-    v = activate(v);
-    if (i % params.width == params.width - 1u) {
-        v = select(vec4<f32>(), v, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.tail));
-    }
-    y[i - params.y_base] = store_y(v);
 }

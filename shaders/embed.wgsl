@@ -5,10 +5,14 @@
 // **Numbers** one f32 addition.
 
 struct Params {
-    count: u32,   // vectors of y
+    begin: u32,   // first vector of this launch
+    end: u32,     // one past the last
     width: u32,   // C4
     tokens: u32,  // T
     split: u32,   // rows of a range
+    y_base: u32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -26,8 +30,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
-    if (i >= params.count) {
+    let i = params.begin + (group.y * groups.x + group.x) * 64u + lane;
+    if (i >= params.end) {
         return;
     }
     let column = i % params.width;
@@ -41,5 +45,5 @@ fn main(
         default: { row = load_table(table3[at]); }
     }
     let position = load_table(positions[i / params.width % params.tokens * params.width + column]);
-    y[i] = store_y(row + position);
+    y[i - params.y_base] = store_y(row + position);
 }

@@ -1,14 +1,18 @@
 // y = (x - mean) / sqrt(variance + eps) * weight + bias over the channels of each row (arXiv:1607.06450).
 // **Shapes** x, y [rows, C4]; weight, bias [C4].
-// **Grid** one workgroup of 32 invocations a row; rows fold from x into y.
-// **Host** params.channels is C; the pad channels of weight and bias are zero, so pad channels stay zero.
+// **Grid** SPAN invocations a row, ROWS rows a workgroup, workgroups fold from x into y; entry and sums in rows_subgroup or rows_workgroup.
+// **Host** SPAN * DEPTH >= C4; KEPT is DEPTH, or 1 for rows too long for registers; pad channels of weight and bias are zero.
 // **Numbers** two passes in f32: the mean first, then the squares about it.
 
 struct Params {
-    rows: u32,
+    begin: u32,     // first row of this launch
+    end: u32,       // one past the last
     width: u32,     // C4
     channels: u32,  // C
+    x_base: u32,
+    y_base: u32,
     eps: f32,
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -17,46 +21,54 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;   // [C4]
 @group(0) @binding(4) var<storage, read_write> y: array<YVec>;     // [rows, C4]
 
-var<workgroup> shared_sum: array<f32, 32>;
-
-fn total(value: f32, lane: u32) -> f32 {
-    shared_sum[lane] = value;
-    workgroupBarrier();
-    for (var half = 16u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            shared_sum[lane] += shared_sum[lane + half];
-        }
-        workgroupBarrier();
+fn vector(row: u32, column: u32) -> vec4<f32> {
+    if (column < params.width) {
+        return load_x(x[row * params.width + column - params.x_base]);
     }
-    let result = shared_sum[0];
-    workgroupBarrier();
-    return result;
+    return vec4<f32>();
 }
 
-@compute @workgroup_size(32)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let row = group.y * groups.x + group.x;
-    if (row >= params.rows) {
+// Rows past the end compute the last row again, so that all invocations meet where the sums are made.
+fn normalise(row: u32, lane: u32, slot: u32) {
+    let source = min(row, params.end - 1u);
+    var kept: array<vec4<f32>, KEPT>;
+    var sum = vec4<f32>();
+    for (var k = 0u; k < DEPTH; k++) {
+        let v = vector(source, k * SPAN + lane);
+        if (KEPT == DEPTH) {
+            kept[k] = v;
+        }
+        sum += v;
+    }
+    let mean = total(dot(sum, vec4<f32>(1.0)), slot) / f32(params.channels);
+    var squares = vec4<f32>();
+    for (var k = 0u; k < DEPTH; k++) {
+        let column = k * SPAN + lane;
+        var v: vec4<f32>;
+        if (KEPT == DEPTH) {
+            v = kept[k];
+        } else {
+            v = vector(source, column);
+        }
+        let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * column < vec4<u32>(params.channels);
+        let d = select(vec4<f32>(), v - mean, valid);
+        squares += d * d;
+    }
+    let variance = total(dot(squares, vec4<f32>(1.0)), slot) / f32(params.channels);
+    let scale = 1.0 / sqrt(variance + params.eps);
+    if (row >= params.end) {
         return;
     }
-    let start = row * params.width;
-    var sum = 0.0;
-    for (var i = lane; i < params.width; i += 32u) {
-        sum += dot(load_x(x[start + i]), vec4<f32>(1.0));
-    }
-    let mean = total(sum, lane) / f32(params.channels);
-    var squares = 0.0;
-    for (var i = lane; i < params.width; i += 32u) {
-        let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * i < vec4<u32>(params.channels);
-        let d = select(vec4<f32>(), load_x(x[start + i]) - mean, valid);
-        squares += dot(d, d);
-    }
-    let scale = 1.0 / sqrt(total(squares, lane) / f32(params.channels) + params.eps);
-    for (var i = lane; i < params.width; i += 32u) {
-        y[start + i] = store_y((load_x(x[start + i]) - mean) * scale * weight[i] + bias[i]);
+    for (var k = 0u; k < DEPTH; k++) {
+        let column = k * SPAN + lane;
+        if (column < params.width) {
+            var v: vec4<f32>;
+            if (KEPT == DEPTH) {
+                v = kept[k];
+            } else {
+                v = vector(source, column);
+            }
+            y[row * params.width + column - params.y_base] = store_y((v - mean) * scale * weight[column] + bias[column]);
+        }
     }
 }

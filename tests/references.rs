@@ -147,6 +147,7 @@ fn group(golden: &Golden<'_>) {
         batch: axes[0],
         positions: axes[2] * axes[3],
         channels: axes[1],
+        second: 0,
         groups: golden.number("groups") as u32,
         eps: golden.number("eps") as f32,
         silu: golden.flag("silu"),

@@ -10,7 +10,7 @@ use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
 use scumble::graph::Graph;
 use scumble::kernels::cases::cases;
-use scumble::kernels::{Call, KernelSet, Limits, SHADERS, Variant};
+use scumble::kernels::{Call, Enable, KernelSet, Limits, SHADERS, Variant};
 use scumble::pipelines::{Request, Settings, graphs};
 use scumble::tensor::DType;
 use scumble::weights::checkpoint::Checkpoint;
@@ -70,8 +70,9 @@ fn pipelines() -> Vec<(Checkpoint, Request)> {
 fn variants() -> Variants {
     let mut variants = Variants::new();
     let pipelines = pipelines();
-    for kernels in [KernelSet::Tile, KernelSet::Lanes] {
-        let limits = Limits { kernels, ..Limits::default() };
+    let adapters = [(KernelSet::Tile, 0), (KernelSet::Tile, 32), (KernelSet::Lanes, 0), (KernelSet::Lanes, 8)];
+    for (kernels, subgroup) in adapters {
+        let limits = Limits { kernels, subgroup, ..Limits::default() };
         for case in cases() {
             for step in case.work(&limits).unwrap().steps {
                 collect(&mut variants, &step.call, step.reads.len(), step.writes.len());
@@ -95,18 +96,25 @@ fn parse(variant: &Variant) -> (Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
     // unpack2x16float, which naga counts as a capability, is part of WebGPU without any feature.
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let subgroups =
+        if variant.enables.contains(&Enable::Subgroups) { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32 | subgroups)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{variant:?}: {}", e.emit_to_string(&source)));
     (module, info)
 }
 
 fn write_everywhere(variant: &Variant, module: &Module, info: &ModuleInfo) {
-    spv::write_vec(module, info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
+    // Subgroup operations came with SPIR-V 1.3 and shader model 6.0; wgpu asks for both where there are subgroups.
+    let subgroups = variant.enables.contains(&Enable::Subgroups);
+    let vulkan = spv::Options { lang_version: (1, if subgroups { 3 } else { 0 }), ..spv::Options::default() };
+    spv::write_vec(module, info, &vulkan, None).unwrap_or_else(|e| panic!("{variant:?}: SPIR-V: {e}"));
     let metal = msl::Options { lang_version: (2, 3), ..msl::Options::default() };
     msl::write_string(module, info, &metal, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{variant:?}: MSL: {e}"));
-    let (options, pipeline) = (hlsl::Options::default(), hlsl::PipelineOptions::default());
+    let model = if subgroups { hlsl::ShaderModel::V6_0 } else { hlsl::Options::default().shader_model };
+    let (options, pipeline) =
+        (hlsl::Options { shader_model: model, ..hlsl::Options::default() }, hlsl::PipelineOptions::default());
     let mut text = String::new();
     hlsl::Writer::new(&mut text, &options, &pipeline)
         .write(module, info, None)
@@ -244,7 +252,7 @@ fn every_variant_is_sound() {
         write_everywhere(variant, &module, &info);
     }
     // Preludes that other shaders begin with.
-    let mut rendered: BTreeSet<&str> = ["matrix_epilogue"].into();
+    let mut rendered: BTreeSet<&str> = ["matrix_epilogue", "pair", "rows_subgroup", "rows_workgroup"].into();
     rendered.extend(variants.keys().map(|variant| variant.stem));
     let known: BTreeSet<&str> = SHADERS.iter().map(|(stem, _)| *stem).collect();
     assert_eq!(rendered, known, "some shader is rendered by no case and no pipeline");

@@ -208,8 +208,16 @@ mod tests {
         let config = BandNorm { channels: 6, groups: 3, eps: 1e-6, dtype: DType::F32 };
         let x: Vec<f64> = (0..30).map(|i| f64::from(i * i % 17) - 3.0).collect();
         let (weight, bias) = ([1.5, -0.5, 0.2, 2.0, 1.0, 0.7], [0.1, -0.3, 0.0, 1.0, 0.4, -2.0]);
-        let whole =
-            GroupNorm { batch: 1, positions: 5, channels: 6, groups: 3, eps: 1e-6, silu: true, dtype: DType::F32 };
+        let whole = GroupNorm {
+            batch: 1,
+            positions: 5,
+            channels: 6,
+            second: 0,
+            groups: 3,
+            eps: 1e-6,
+            silu: true,
+            dtype: DType::F32,
+        };
         let expected = group_norm::reference(&whole, &x, &weight, &bias);
         for (got, expected) in reference(&config, &x, &weight, &bias).iter().zip(expected) {
             assert!((got - expected).abs() <= 1e-12, "{got} and {expected}");

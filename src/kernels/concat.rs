@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Call, LANES, Launch, Limits, Variant, bands, fold, vector_bytes, vectors};
+use super::{BATCH, Call, LANES, Launch, Limits, Variant, bands, fold, vector_bytes, vectors};
 use crate::tensor::DType;
 
 /// The uniform of `shaders/concat.wgsl`.
@@ -19,8 +19,8 @@ pub struct Params {
     a_base: u32,
     b_base: u32,
     y_base: u32,
-    pad0: u32,
-    pad1: u32,
+    step_rows: u32,
+    step_columns: u32,
 }
 
 /// a [rows, A], b [rows, B] -> y [rows, A + B].
@@ -42,12 +42,12 @@ pub fn call(rows: u32, channels_a: u32, channels_b: u32, dtype: DType, limits: &
                 a_base: parts[0].base,
                 b_base: parts[1].base,
                 y_base: parts[2].base,
-                pad0: 0,
-                pad1: 0,
+                step_rows: LANES as u32 / width,
+                step_columns: LANES as u32 % width,
             };
             Launch {
                 params: bytemuck::bytes_of(&params).to_vec(),
-                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
+                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(BATCH), limits),
                 ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
             }
         });

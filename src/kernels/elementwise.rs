@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Call, LANES, Launch, Limits, Variant, bands, fold, vector_bytes, vectors};
+use super::{BATCH, Call, Launch, Limits, Variant, bands, fold, vector_bytes, vectors};
 use crate::tensor::DType;
 
 /// A pointwise non-linearity.
@@ -93,7 +93,7 @@ pub fn call(config: Elementwise, rows: u32, channels: u32, types: [DType; 3], li
             };
             Launch {
                 params: bytemuck::bytes_of(&params).to_vec(),
-                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
+                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(BATCH), limits),
                 ranges: parts.iter().map(|part| Some((part.offset, part.size))).collect(),
             }
         });

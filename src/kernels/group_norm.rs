@@ -1,12 +1,17 @@
-//! GroupNorm with an optional SiLU, in three kernels: statistics per chunk, their combination, the application.
+//! GroupNorm with an optional SiLU over one tensor or two side by side, in two kernels: statistics per chunk of rows, then
+//! the application, whose every workgroup combines the few statistics that it needs.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Call, LANES, Launch, Limits, Variant, bands, fold, vector_bytes, vectors, whole};
+use super::{Call, Launch, Limits, Variant, bands, vector_bytes, vectors};
 use crate::tensor::DType;
 
-/// Rows that one invocation of the statistics sums.
-const CHUNK: u32 = 64;
+/// Invocations of a workgroup.
+const LANES: u32 = 256;
+/// Columns of a tile at the most, unless one group is wider: 160 bytes of halves, so that reads stay coalesced.
+const TILE: u32 = 20;
+/// Rows that one invocation reads before it computes.
+const DEPTH: u32 = 8;
 
 /// What to compute, over [B, P, C].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,110 +20,193 @@ pub struct GroupNorm {
     pub batch: u32,
     /// P = H * W.
     pub positions: u32,
-    /// C.
+    /// C, of both sources.
     pub channels: u32,
+    /// How many of the channels, the last ones, the second source holds; 0 when there is one source.
+    pub second: u32,
     /// Divides C.
     pub groups: u32,
     /// Added to the variance.
     pub eps: f32,
     /// Whether SiLU follows.
     pub silu: bool,
-    /// Stored element type of the input and the output.
+    /// Stored element type of the inputs and the output.
     pub dtype: DType,
 }
 
+/// How the columns (vectors of four channels) are shared out: whole groups to every workgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tiling {
+    tile: u32,
+    tiles: u32,
+    members: u32,
+    strips: u32,
+}
+
 impl GroupNorm {
-    /// Chunks of rows of one batch element.
-    pub fn chunks(&self) -> u32 {
-        self.positions.div_ceil(self.chunk())
+    /// Whether a group has more vectors than a workgroup has invocations, which the shaders cannot take.
+    pub fn too_wide(&self) -> bool {
+        self.tiling().tile > LANES
     }
 
-    fn chunk(&self) -> u32 {
-        CHUNK.max(self.positions.div_ceil(1024))
+    fn per_group(&self) -> u32 {
+        self.channels / self.groups
     }
 
-    fn row_bytes(&self) -> u64 {
-        u64::from(vectors(self.channels)) * vector_bytes(self.dtype)
-    }
-}
-
-/// The uniform of `shaders/group_norm_stats.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct StatsParams {
-    positions: u32,
-    width: u32,
-    chunk: u32,
-    chunks: u32,
-    first: u32,
-    x_base: u32,
-    pad0: u32,
-    pad1: u32,
-}
-
-/// The uniform of `shaders/group_norm_combine.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct CombineParams {
-    channels: u32,
-    stride: u32,
-    per_group: u32,
-    chunks: u32,
-    chunk: u32,
-    last: u32,
-    eps: f32,
-    pad: u32,
-}
-
-/// The uniform of `shaders/group_norm.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct ApplyParams {
-    begin: u32,
-    end: u32,
-    width: u32,
-    plane: u32,
-    x_base: u32,
-    y_base: u32,
-    pad0: u32,
-    pad1: u32,
-}
-
-/// x -> partials [B, chunks, 2, C] in f32.
-pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
-    let (width, chunk, chunks) = (vectors(config.channels), config.chunk(), config.chunks());
-    let row = |index: u64| {
-        let (image, within) = (index / u64::from(chunks), index % u64::from(chunks));
-        (image * u64::from(config.positions)) + (within * u64::from(chunk)).min(u64::from(config.positions))
-    };
-    let part = |begin, end| bands::span(row(begin), row(end), config.row_bytes(), vector_bytes(config.dtype), limits);
-    let fits =
-        |begin: u64, end: u64| part(begin, end).size <= limits.binding && end - begin <= u64::from(limits.workgroups);
-    let pieces = bands::split(u64::from(chunks * config.batch), fits)?;
-    let launches = pieces.into_iter().map(|(begin, end)| {
-        let bound = part(begin, end);
-        let params = StatsParams {
-            positions: config.positions,
-            width,
-            chunk,
-            chunks,
-            first: begin as u32,
-            x_base: bound.base,
-            pad0: 0,
-            pad1: 0,
+    fn tiling(&self) -> Tiling {
+        let (width, per_group) = (vectors(self.channels), self.per_group());
+        // The fewest columns that end where a group ends.
+        let unit = match per_group % 4 {
+            0 => per_group / 4,
+            2 => per_group / 2,
+            _ => per_group,
         };
-        Launch {
-            params: bytemuck::bytes_of(&params).to_vec(),
-            workgroups: [width.div_ceil(LANES as u32), (end - begin) as u32, 1],
-            ranges: vec![Some((bound.offset, bound.size)), None],
+        let whole = width <= TILE || unit >= width;
+        let tile = if whole {
+            width
+        } else {
+            // The least waste in the last tile, then the widest.
+            let waste = |tile: u32| (width.next_multiple_of(tile) - width, std::cmp::Reverse(tile));
+            (1..=(TILE / unit).max(1)).map(|count| count * unit).min_by_key(|tile| waste(*tile)).unwrap_or(unit)
+        };
+        let members = if whole { self.groups } else { tile * 4 / per_group };
+        Tiling { tile, tiles: width.div_ceil(tile), members, strips: (LANES / tile).max(1) }
+    }
+
+    /// Rows of a chunk, whose statistics one workgroup computes: few enough workgroups that combining their results is
+    /// cheap, enough of them to fill a GPU.
+    fn chunk(&self, limits: &Limits) -> u32 {
+        let Tiling { tiles, strips, .. } = self.tiling();
+        if limits.lanes() {
+            return self.block(limits);
         }
+        let wanted = (self.positions * tiles).div_ceil(256).clamp(2 * strips, DEPTH * strips);
+        let rows = wanted.max(self.positions.div_ceil(128));
+        rows.next_multiple_of(if rows > DEPTH * strips { DEPTH * strips } else { strips })
+    }
+
+    /// Rows of a workgroup of the application.
+    fn block(&self, limits: &Limits) -> u32 {
+        let Tiling { tiles, strips, .. } = self.tiling();
+        let rows = if limits.lanes() {
+            (2 * DEPTH * strips).max(self.positions.div_ceil(64))
+        } else {
+            (DEPTH * strips).max((self.positions * tiles).div_ceil(512))
+        };
+        rows.next_multiple_of(DEPTH * strips)
+    }
+
+    /// Chunks of rows of one batch element.
+    pub fn chunks(&self, limits: &Limits) -> u32 {
+        self.positions.div_ceil(self.chunk(limits))
+    }
+
+    /// The channels of each source.
+    fn parts(&self) -> [u32; 2] {
+        [self.channels - self.second, if self.second == 0 { self.channels } else { self.second }]
+    }
+
+    /// How the shaders read: one source, or where the second begins.
+    fn seam(&self) -> u32 {
+        match (self.second, (self.channels - self.second) % 4) {
+            (0, _) => 0,
+            (_, 0) => 1,
+            _ => 2,
+        }
+    }
+
+    /// Blocks of `block` rows cut into dispatches; `tensors` are the channels of every row-mapped binding. Returns the first
+    /// block, how many, and the bound parts.
+    fn bands(&self, block: u32, tensors: &[u32], limits: &Limits) -> Option<Vec<(u32, u32, Vec<bands::Span>)>> {
+        let positions = u64::from(self.positions);
+        let blocks = positions.div_ceil(u64::from(block));
+        let row = |index: u64| index / blocks * positions + (index % blocks * u64::from(block)).min(positions);
+        let vector = vector_bytes(self.dtype);
+        let spans = |begin: u64, end: u64| -> Vec<bands::Span> {
+            let bytes = tensors.iter().map(|channels| u64::from(vectors(*channels)) * vector);
+            bytes.map(|bytes| bands::span(row(begin), row(end), bytes, vector, limits)).collect()
+        };
+        let fits = |begin: u64, end: u64| {
+            end - begin <= u64::from(limits.workgroups)
+                && spans(begin, end).iter().all(|part| part.size <= limits.binding)
+        };
+        let bands = bands::split(blocks * u64::from(self.batch), fits)?;
+        Some(bands.into_iter().map(|(begin, end)| (begin as u32, (end - begin) as u32, spans(begin, end))).collect())
+    }
+
+    fn params(&self, block: u32, first: u32, parts: &[bands::Span], limits: &Limits) -> Params {
+        let (tiling, [channels_a, channels_b]) = (self.tiling(), self.parts());
+        let chunks = self.chunks(limits);
+        Params {
+            positions: self.positions,
+            channels: self.channels,
+            width: vectors(self.channels),
+            channels_a,
+            width_a: vectors(channels_a),
+            width_b: vectors(channels_b),
+            a_base: parts[0].base,
+            b_base: parts[1].base,
+            per_group: self.per_group(),
+            groups: self.groups,
+            members: tiling.members,
+            tile: tiling.tile,
+            strips: tiling.strips,
+            block,
+            blocks: self.positions.div_ceil(block),
+            first,
+            chunks,
+            share: (LANES / tiling.members).min(chunks).min(16),
+            eps: self.eps,
+            y_base: parts.get(2).map_or(0, |part| part.base),
+        }
+    }
+}
+
+/// The uniform of `shaders/group_norm_stats.wgsl` and `shaders/group_norm.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct Params {
+    positions: u32,
+    channels: u32,
+    width: u32,
+    channels_a: u32,
+    width_a: u32,
+    width_b: u32,
+    a_base: u32,
+    b_base: u32,
+    per_group: u32,
+    groups: u32,
+    members: u32,
+    tile: u32,
+    strips: u32,
+    block: u32,
+    blocks: u32,
+    first: u32,
+    chunks: u32,
+    share: u32,
+    eps: f32,
+    y_base: u32,
+}
+
+fn bound(parts: &[bands::Span]) -> impl Iterator<Item = Option<(u64, u64)>> {
+    parts.iter().map(|part| Some((part.offset, part.size)))
+}
+
+/// a, b (a again when there is one source) -> partials [B, groups, chunks, 4] in f32: mean, M2 and count of a group's part.
+/// `None` when a chunk of rows is larger than a binding.
+pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
+    let chunk = config.chunk(limits);
+    let launches = config.bands(chunk, &config.parts(), limits)?.into_iter().map(|(first, count, parts)| Launch {
+        params: bytemuck::bytes_of(&config.params(chunk, first, &parts, limits)).to_vec(),
+        workgroups: [config.tiling().tiles, count, 1],
+        ranges: bound(&parts).chain([None]).collect(),
     });
     let elements = u64::from(config.batch * config.positions) * u64::from(config.channels);
     Some(Call {
         variant: Variant {
             stem: "group_norm_stats",
             enables: vec![],
-            constants: vec![],
+            constants: vec![("SEAM", config.seam())],
             types: vec![("X", config.dtype)],
         },
         launches: launches.collect(),
@@ -127,57 +215,25 @@ pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     })
 }
 
-/// partials, weight -> norm [B, 2, C] in f32.
-pub fn combine(config: &GroupNorm) -> Call {
-    let (chunk, chunks) = (config.chunk(), config.chunks());
-    let params = CombineParams {
-        channels: config.channels,
-        stride: vectors(config.channels) * 4,
-        per_group: config.channels / config.groups,
-        chunks,
-        chunk,
-        last: config.positions - chunk * (chunks - 1),
-        eps: config.eps,
-        pad: 0,
-    };
-    let variant = Variant { stem: "group_norm_combine", enables: vec![], constants: vec![], types: vec![] };
-    whole(variant, &params, [config.groups, config.batch, 1], 3)
-}
-
-/// x, norm, bias -> y.
+/// a, b (a again when there is one source), partials, weight, bias -> y [B, P, C]. `None` when a block of rows is larger
+/// than a binding.
 pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
-    let width = vectors(config.channels);
-    let rows = u64::from(config.batch) * u64::from(config.positions);
-    let tensor = (config.row_bytes(), vector_bytes(config.dtype));
-    let launches =
-        bands::rows(rows, &[tensor, tensor], u64::from(width), limits)?.into_iter().map(|(begin, end, parts)| {
-            let params = ApplyParams {
-                begin: begin as u32 * width,
-                end: end as u32 * width,
-                width,
-                plane: config.positions * width,
-                x_base: parts[0].base,
-                y_base: parts[1].base,
-                pad0: 0,
-                pad1: 0,
-            };
-            Launch {
-                params: bytemuck::bytes_of(&params).to_vec(),
-                workgroups: fold(((end - begin) * u64::from(width)).div_ceil(LANES), limits),
-                ranges: vec![
-                    Some((parts[0].offset, parts[0].size)),
-                    None,
-                    None,
-                    Some((parts[1].offset, parts[1].size)),
-                ],
-            }
-        });
-    let elements = rows * u64::from(config.channels);
+    let block = config.block(limits);
+    let [a, b] = config.parts();
+    let launches = config.bands(block, &[a, b, config.channels], limits)?.into_iter().map(|(first, count, parts)| {
+        let read = bound(&parts[..2]).chain([None; 3]);
+        Launch {
+            params: bytemuck::bytes_of(&config.params(block, first, &parts, limits)).to_vec(),
+            workgroups: [config.tiling().tiles, count, 1],
+            ranges: read.chain(bound(&parts[2..])).collect(),
+        }
+    });
+    let elements = u64::from(config.batch * config.positions) * u64::from(config.channels);
     Some(Call {
         variant: Variant {
             stem: "group_norm",
             enables: vec![],
-            constants: vec![("SILU", u32::from(config.silu))],
+            constants: vec![("SEAM", config.seam()), ("SILU", u32::from(config.silu))],
             types: vec![("X", config.dtype), ("Y", config.dtype)],
         },
         launches: launches.collect(),

@@ -1,9 +1,14 @@
-//! LayerNorm over the channels of each row.
+//! LayerNorm over the channels of each row: a subgroup a row where there are subgroups, else some lanes of a workgroup.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Call, Limits, Variant, fold, vectors, whole};
+use super::{Call, Enable, Launch, Limits, Variant, bands, fold, vector_bytes, vectors};
 use crate::tensor::DType;
+
+/// Invocations of a workgroup, unless a row takes more.
+const LANES: u32 = 128;
+/// Vectors of a row that an invocation keeps in registers at the most.
+const KEPT: u32 = 16;
 
 /// What to compute, over [rows, C].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,21 +27,61 @@ pub struct LayerNorm {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
-    rows: u32,
+    begin: u32,
+    end: u32,
     width: u32,
     channels: u32,
+    x_base: u32,
+    y_base: u32,
     eps: f32,
+    pad: u32,
 }
 
-/// x, weight, bias -> y.
-pub fn call(config: &LayerNorm, limits: &Limits) -> Call {
-    let params =
-        Params { rows: config.rows, width: vectors(config.channels), channels: config.channels, eps: config.eps };
-    let types = vec![("X", config.dtype), ("Y", config.dtype)];
-    let variant = Variant { stem: "layer_norm", enables: vec![], constants: vec![], types };
+/// x, weight, bias -> y. `None` when one row is too large for a binding.
+pub fn call(config: &LayerNorm, limits: &Limits) -> Option<Call> {
+    let width = vectors(config.channels);
+    let subgroups = (8..=128).contains(&limits.subgroup);
+    let span = match (subgroups, limits.lanes()) {
+        (true, _) => limits.subgroup,
+        (false, true) => 8,
+        (false, false) => 32,
+    };
+    // On a CPU, invocations beyond one subgroup make barriers costly and hide nothing.
+    let group = if limits.lanes() { 1 } else { LANES / span };
+    let depth = width.div_ceil(span);
+    let tensor = (u64::from(width) * vector_bytes(config.dtype), vector_bytes(config.dtype));
+    let launches = bands::rows(u64::from(config.rows), &[tensor, tensor], u64::from(width), limits)?;
+    let launches = launches.into_iter().map(|(begin, end, parts)| {
+        let params = Params {
+            begin: begin as u32,
+            end: end as u32,
+            width,
+            channels: config.channels,
+            x_base: parts[0].base,
+            y_base: parts[1].base,
+            eps: config.eps,
+            pad: 0,
+        };
+        let [x, y] = [parts[0], parts[1]].map(|part| Some((part.offset, part.size)));
+        Launch {
+            params: bytemuck::bytes_of(&params).to_vec(),
+            workgroups: fold((end - begin).div_ceil(u64::from(group)), limits),
+            ranges: vec![x, None, None, y],
+        }
+    });
+    let kept = if depth <= KEPT { depth } else { 1 };
     let elements = u64::from(config.rows) * u64::from(config.channels);
-    let call = whole(variant, &params, fold(u64::from(config.rows), limits), 4);
-    Call { flops: 8 * elements, bytes: 2 * elements * config.dtype.bytes() as u64, ..call }
+    Some(Call {
+        variant: Variant {
+            stem: "layer_norm",
+            enables: if subgroups { vec![Enable::Subgroups] } else { vec![] },
+            constants: vec![("SPAN", span), ("ROWS", group), ("DEPTH", depth), ("KEPT", kept)],
+            types: vec![("X", config.dtype), ("Y", config.dtype)],
+        },
+        launches: launches.collect(),
+        flops: 8 * elements,
+        bytes: 2 * elements * config.dtype.bytes() as u64,
+    })
 }
 
 /// The same in f64.

@@ -31,6 +31,8 @@ pub mod tuning;
 
 /// Invocations of a workgroup in the kernels that take one invocation a vector.
 pub const LANES: u64 = 64;
+/// Vectors that a workgroup takes in the kernels whose invocations take several each.
+pub const BATCH: u64 = 4 * LANES;
 
 /// The text of `shaders/<stem>.wgsl`.
 ///
@@ -61,16 +63,18 @@ shaders![
     "elementwise",
     "embed",
     "group_norm",
-    "group_norm_combine",
     "group_norm_stats",
     "guidance_rescale",
     "layer_norm",
     "matrix_epilogue",
     "matrix_lanes",
     "matrix_tile",
+    "pair",
     "pixels",
     "roof_copy",
     "roof_fma",
+    "rows_subgroup",
+    "rows_workgroup",
     "scheduler_step",
     "sinusoid",
 ];
@@ -150,6 +154,13 @@ impl Variant {
         }
         if self.stem.starts_with("matrix_") {
             text.push_str(shader_text("matrix_epilogue"));
+        }
+        if self.stem.starts_with("group_norm") {
+            text.push_str(shader_text("pair"));
+        }
+        if self.stem == "layer_norm" {
+            let subgroups = self.enables.contains(&Enable::Subgroups);
+            text.push_str(shader_text(if subgroups { "rows_subgroup" } else { "rows_workgroup" }));
         }
         text.push_str(shader_text(self.stem));
         text

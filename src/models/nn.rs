@@ -123,7 +123,14 @@ fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
 }
 
 /// Records `call`, or the fault that a row of the tensor is larger than a binding.
-fn push(g: &mut Graph, label: &str, call: Option<Call>, inputs: Vec<Operand>, shape: Shape, dtype: DType) -> Value {
+pub(crate) fn push(
+    g: &mut Graph,
+    label: &str,
+    call: Option<Call>,
+    inputs: Vec<Operand>,
+    shape: Shape,
+    dtype: DType,
+) -> Value {
     match call {
         Some(call) => g.push(label, call, inputs, shape, dtype),
         None => {
@@ -231,46 +238,77 @@ pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
     push(g, w.path(), call, inputs, to, dtype)
 }
 
-/// x [B, H, W, I] -> [B, H, W, C]; time [B, 1, 1, C] in f32 is added between the convolutions (diffusers `ResnetBlock2D`).
-pub fn resnet(
-    g: &mut Graph,
-    w: &Weights<'_>,
-    x: Value,
-    channels: u32,
-    time: Option<Value>,
-    groups: u32,
-    eps: f32,
-) -> Value {
-    let h = group_norm(g, &w.at("norm1"), x, groups, eps, true);
-    let h = conv(g, &w.at("conv1"), h, Conv { row_bias: time, ..Conv::new(channels, 3) });
+/// What a residual block does besides its convolutions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Resnet {
+    /// Output channels.
+    pub out: u32,
+    /// More input channels, behind those of x: [B, H, W, J], the skip connection of a UNet.
+    pub second: Option<Value>,
+    /// Added between the convolutions: [B, 1, 1, out] in f32.
+    pub time: Option<Value>,
+    /// Groups of both norms.
+    pub groups: u32,
+    /// Epsilon of both norms.
+    pub eps: f32,
+}
+
+/// x [B, H, W, I], with the second source [B, H, W, I + J] -> [B, H, W, out] (diffusers `ResnetBlock2D`).
+pub fn resnet(g: &mut Graph, w: &Weights<'_>, x: Value, options: Resnet) -> Value {
+    let Resnet { out, second, time, groups, eps } = options;
+    let h = group_norm_of(g, &w.at("norm1"), x, second, groups, eps, true);
+    let h = conv(g, &w.at("conv1"), h, Conv { row_bias: time, ..Conv::new(out, 3) });
     let h = group_norm(g, &w.at("norm2"), h, groups, eps, true);
-    let skip =
-        if g.shape(x).channels == channels { x } else { linear(g, &w.at("conv_shortcut"), x, Linear::new(channels)) };
-    conv(g, &w.at("conv2"), h, Conv { residual: Some(skip), ..Conv::new(channels, 3) })
+    // The shortcut's product reads one tensor, so here, and only here, both sources are copied side by side.
+    let x = second.map_or(x, |second| concat(g, w.path(), x, second));
+    let skip = if g.shape(x).channels == out { x } else { linear(g, &w.at("conv_shortcut"), x, Linear::new(out)) };
+    conv(g, &w.at("conv2"), h, Conv { residual: Some(skip), ..Conv::new(out, 3) })
 }
 
 /// x [B, H, W, C] -> the same, normalised over positions and the channels of each group, then SiLU where asked.
 pub fn group_norm(g: &mut Graph, w: &Weights<'_>, x: Value, groups: u32, eps: f32, silu: bool) -> Value {
-    let shape = g.shape(x);
-    assert!(
-        shape.channels.is_multiple_of(groups),
-        "{}: {groups} groups do not divide {} channels",
-        w.path(),
-        shape.channels
-    );
-    let dtype = g.dtype(x);
+    group_norm_of(g, w, x, None, groups, eps, silu)
+}
+
+/// The same over [x | second] along the channels, of which no copy is made: groups may straddle the seam.
+pub fn group_norm_of(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    x: Value,
+    second: Option<Value>,
+    groups: u32,
+    eps: f32,
+    silu: bool,
+) -> Value {
+    let from = g.shape(x);
+    let more = second.map_or(0, |second| {
+        let other = g.shape(second);
+        assert!(other == from.with_channels(other.channels), "{}: {from} and {other} differ in rows", w.path());
+        assert!(g.dtype(second) == g.dtype(x), "{}: two sources of different types", w.path());
+        other.channels
+    });
+    let shape = from.with_channels(from.channels + more);
     let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
-    let config = GroupNorm { batch, positions, channels, groups, eps, silu, dtype };
+    assert!(channels.is_multiple_of(groups), "{}: {groups} groups do not divide {channels} channels", w.path());
+    let dtype = g.dtype(x);
+    let config = GroupNorm { batch, positions, channels, second: more, groups, eps, silu, dtype };
+    if config.too_wide() {
+        g.fail(
+            Error::new("a group of a GroupNorm is too wide")
+                .at(w.path())
+                .expected("at most 1024 channels, or 256 of an odd number")
+                .found(channels / groups)
+                .hint("a model with more norm_num_groups"),
+        );
+    }
     let weight = vector(g, &w.at("weight"), channels);
     let bias = vector(g, &w.at("bias"), channels);
+    let [a, b] = [x, second.unwrap_or(x)].map(Operand::from);
     let call = group_norm::stats(&config, g.limits());
-    let partials = Shape::new(batch, config.chunks(), 2, channels);
-    let partials = push(g, w.path(), call, vec![x.into()], partials, DType::F32);
-    let combine = group_norm::combine(&config);
-    let norm = Shape::new(batch, 2, 1, channels);
-    let norm = g.push(w.path(), combine, vec![partials.into(), weight.into()], norm, DType::F32);
+    let partials = Shape::new(batch, groups, config.chunks(g.limits()), 4);
+    let partials = push(g, w.path(), call, vec![a, b], partials, DType::F32);
     let call = group_norm::apply(&config, g.limits());
-    push(g, w.path(), call, vec![x.into(), norm.into(), bias.into()], shape, dtype)
+    push(g, w.path(), call, vec![a, b, partials.into(), weight.into(), bias.into()], shape, dtype)
 }
 
 /// x [.., C] -> the same, normalised over the channels.
@@ -281,7 +319,7 @@ pub fn layer_norm(g: &mut Graph, w: &Weights<'_>, x: Value, eps: f32) -> Value {
     let bias = vector(g, &w.at("bias"), shape.channels);
     let config = LayerNorm { rows: shape.rows(), channels: shape.channels, eps, dtype };
     let call = layer_norm::call(&config, g.limits());
-    g.push(w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
+    push(g, w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
 }
 
 /// x [B, T, C] attends to the keys and values of another value ([`keys_values`]), or to itself; residual [B, T, C] is added
@@ -394,5 +432,5 @@ pub fn select_row(g: &mut Graph, label: &str, x: Value, rows: Value) -> Value {
     let zeros = g.constant(vec![0.0; from.channels.next_multiple_of(4) as usize]);
     let call = embed::call(batch, 1, from.channels, from.rows(), dtype, g.limits());
     let inputs = vec![rows.into(), zeros.into(), x.into(), x.into(), x.into(), x.into()];
-    g.push(label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
+    push(g, label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
 }

@@ -208,7 +208,8 @@ fn a_decoder_that_finds_no_room_runs_in_bands_and_a_unet_that_finds_none_names_t
     let peak = probe.memory().peak;
     assert!(draw(&model(&small(peak - 1), "emoji", Tiling::default()), &request, 1).1, "the decoder found no room");
     let gpu = small(8 << 20);
-    let mut generation = model(&gpu, "emoji", Tiling::default()).generate(request, 1, false).unwrap();
+    let large = Request { width: Some(1024), height: Some(1024), ..request };
+    let mut generation = model(&gpu, "emoji", Tiling::default()).generate(large, 1, false).unwrap();
     let error = generation.find_map(Result::err).unwrap().to_string();
     assert!(error.contains("the adapter cannot hold a buffer: ") && error.contains("_blocks."), "{error}");
     drop(generation);

@@ -49,16 +49,26 @@ pub(super) fn tolerances(x: &[f64], y: &[f64], weight: &[f64], bias: &[f64], sta
 
 impl Kernel for Normed<GroupNorm> {
     fn work(&self, limits: &Limits) -> Option<Work> {
-        let GroupNorm { batch, positions, channels, dtype, .. } = self.config;
-        let mut tensors = tensors(&self.numbers(batch * positions, channels, dtype), channels, dtype);
-        let chunks = self.config.chunks();
-        tensors.push(Tensor::made("partials", batch * chunks * 2, channels, DType::F32));
-        tensors.push(Tensor::made("norm", batch * 2, channels, DType::F32));
-        tensors.push(Tensor::made("y", batch * positions, channels, dtype));
+        let GroupNorm { batch, positions, channels, second, groups, dtype, .. } = self.config;
+        let [x, weight, bias] = self.numbers(batch * positions, channels, dtype);
+        let (first, width) = ((channels - second) as usize, channels as usize);
+        let part = |columns: std::ops::Range<usize>| -> Vec<f64> {
+            x.chunks_exact(width).flat_map(|row| row[columns.clone()].iter().copied()).collect()
+        };
+        let mut tensors = vec![
+            Tensor::given("a", channels - second, dtype, &part(0..first)),
+            Tensor::given("weight", channels, DType::F32, &weight),
+            Tensor::given("bias", channels, DType::F32, &bias),
+            Tensor::made("partials", batch * groups * self.config.chunks(limits), 4, DType::F32),
+            Tensor::made("y", batch * positions, channels, dtype),
+        ];
+        if second > 0 {
+            tensors.push(Tensor::given("b", second, dtype, &part(first..width)));
+        }
+        let b = if second > 0 { 5 } else { 0 };
         let steps = vec![
-            Step { call: group_norm::stats(&self.config, limits)?, reads: vec![0], writes: vec![3] },
-            Step { call: group_norm::combine(&self.config), reads: vec![3, 1], writes: vec![4] },
-            Step { call: group_norm::apply(&self.config, limits)?, reads: vec![0, 4, 2], writes: vec![5] },
+            Step { call: group_norm::stats(&self.config, limits)?, reads: vec![0, b], writes: vec![3] },
+            Step { call: group_norm::apply(&self.config, limits)?, reads: vec![0, b, 3, 1, 2], writes: vec![4] },
         ];
         Some(Work { tensors, steps })
     }
@@ -83,7 +93,7 @@ impl Kernel for Normed<LayerNorm> {
         let LayerNorm { rows, channels, dtype, .. } = self.config;
         let mut tensors = tensors(&self.numbers(rows, channels, dtype), channels, dtype);
         tensors.push(Tensor::made("y", rows, channels, dtype));
-        Some(Work::of(layer_norm::call(&self.config, limits), tensors, 1))
+        Some(Work::of(layer_norm::call(&self.config, limits)?, tensors, 1))
     }
 
     fn expected(&self) -> Vec<Expected> {
@@ -110,6 +120,7 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         batch,
         positions,
         channels,
+        second: 0,
         groups,
         eps: 1e-5,
         silu,
@@ -129,6 +140,18 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("mean 1000, variance 1", Normed { mean: 1000.0, ..unit(group(2, 150, 24, 4, false)) }),
         ("all the same", Normed { mean: 3.0, spread: 0.0, ..unit(group(1, 100, 8, 2, false)) }),
         ("long chunks", unit(group(1, 70_000, 4, 2, false))),
+        ("several blocks of rows", unit(group(2, 1300, 40, 4, true))),
+        ("a group wider than a tile", unit(group(2, 40, 264, 3, true))),
+        ("the last tile is narrower", unit(group(2, 33, 108, 9, false))),
+        ("odd groups wider than a tile", unit(group(1, 5, 765, 3, false))),
+        ("skip of SD", unit(GroupNorm { second: 320, ..group(2, 80, 960, 32, true) })),
+        ("a group straddles the seam", unit(GroupNorm { second: 12, ..group(3, 65, 20, 5, true) })),
+        ("the seam within a vector", unit(GroupNorm { second: 7, ..group(2, 131, 18, 3, true) })),
+        ("both parts below four", unit(GroupNorm { second: 1, ..group(2, 9, 3, 1, false) })),
+        (
+            "two parts, mean 1000, variance 1",
+            Normed { mean: 1000.0, ..unit(GroupNorm { second: 8, ..group(2, 600, 24, 4, true) }) },
+        ),
     ];
     let layer = |rows: u32, channels: u32| Normed {
         config: LayerNorm { rows, channels, eps: 1e-5, dtype },
@@ -138,6 +161,8 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let layers = [
         ("transformer of SD", layer(128, 320)),
         ("CLIP", layer(77, 768)),
+        ("longer than registers", layer(5, 2309)),
+        ("many rows", layer(1021, 12)),
         ("one channel", layer(3, 1)),
         ("channels not a multiple of four", layer(7, 131)),
         ("fewer vectors than lanes", layer(5, 21)),
@@ -149,11 +174,15 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
 
 /// Shapes of Stable Diffusion 1.5 at 256 x 128 pixels.
 pub(super) fn sizes(dtype: DType) -> Vec<Case> {
-    let groups = GroupNorm { batch: 2, positions: 512, channels: 320, groups: 32, eps: 1e-5, silu: true, dtype };
+    let group = |positions: u32, channels: u32, second: u32| {
+        let config = GroupNorm { batch: 2, positions, channels, second, groups: 32, eps: 1e-5, silu: true, dtype };
+        Normed { config, mean: 0.3, spread: 2.0 }
+    };
     let rows = LayerNorm { rows: 1024, channels: 320, eps: 1e-5, dtype };
     let (mean, spread) = (0.3, 2.0);
     vec![
-        Case::new("group_norm", "SD 1.5, level 1, 32 x 16, 320", dtype, Normed { config: groups, mean, spread }),
+        Case::new("group_norm", "SD 1.5, level 1, 32 x 16, 320", dtype, group(512, 320, 0)),
+        Case::new("group_norm", "SD 1.5, level 1, 32 x 16, 640 + 320", dtype, group(512, 960, 320)),
         Case::new("layer_norm", "SD 1.5, level 1, 1024 x 320", dtype, Normed { config: rows, mean, spread }),
     ]
 }

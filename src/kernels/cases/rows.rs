@@ -45,7 +45,7 @@ impl Kernel for Embed {
         let ranges = table.chunks((split * self.channels) as usize).zip(TABLES);
         tensors.extend(ranges.map(|(rows, name)| Tensor::given(name, self.channels, self.dtype, rows)));
         tensors.push(Tensor::made("y", ids.len() as u32, self.channels, self.dtype));
-        let call = embed::call(self.batch, self.tokens, self.channels, split, self.dtype, limits);
+        let call = embed::call(self.batch, self.tokens, self.channels, split, self.dtype, limits)?;
         let last = tensors.len() - 2;
         let mut work = Work::of(call, tensors, 1);
         work.steps[0].reads = [0, 1].into_iter().chain((2..6).map(|range: usize| range.min(last))).collect();
@@ -97,6 +97,7 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("CLIP", embed(1, 77, 600, 192)),
         ("every axis different", embed(3, 5, 131, 7)),
         ("one token", embed(1, 1, 1, 3)),
+        ("many rows", embed(3, 77, 40, 12)),
     ];
     let embeds = embeds.into_iter().map(|(what, config)| Case::new("embed", what, dtype, config));
     let sinusoid = |inputs: u32, dim: u32, flip: bool, shift: f32, scale: f32, x: &[f32]| Waves {

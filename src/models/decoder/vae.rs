@@ -3,7 +3,7 @@
 use super::bands;
 use crate::graph::{Graph, Value};
 use crate::models::config::VaeConfig;
-use crate::models::nn::{self, Conv, Heads, Linear};
+use crate::models::nn::{self, Conv, Heads, Linear, Resnet};
 use crate::weights::Weights;
 
 /// Epsilon of every GroupNorm of the autoencoder.
@@ -45,20 +45,21 @@ fn blocks(g: &mut Graph, w: &Weights<'_>, config: &VaeConfig, latent: Value, cou
     }
     let w = &w.at("decoder");
     let levels = config.block_out_channels.len();
+    let resnet = |out: u32| Resnet { out, second: None, time: None, groups, eps: NORM_EPS };
     let innermost = config.block_out_channels[levels - 1] as u32;
     x = nn::conv3x3(g, &w.at("conv_in"), x, innermost);
     g.tap("vae.decoder.conv_in", x);
-    x = nn::resnet(g, &w.at("mid_block.resnets.0"), x, innermost, None, groups, NORM_EPS);
+    x = nn::resnet(g, &w.at("mid_block.resnets.0"), x, resnet(innermost));
     if config.mid_block_add_attention {
         x = attention(g, &w.at("mid_block.attentions.0"), x, groups);
     }
-    x = nn::resnet(g, &w.at("mid_block.resnets.1"), x, innermost, None, groups, NORM_EPS);
+    x = nn::resnet(g, &w.at("mid_block.resnets.1"), x, resnet(innermost));
     g.tap("vae.decoder.mid_block", x);
     for block in 0..count {
         let w = w.at("up_blocks").at(block);
         let channels = config.block_out_channels[levels - 1 - block] as u32;
         for layer in 0..config.layers_per_block + 1 {
-            x = nn::resnet(g, &w.at("resnets").at(layer), x, channels, None, groups, NORM_EPS);
+            x = nn::resnet(g, &w.at("resnets").at(layer), x, resnet(channels));
         }
         if block + 1 < count {
             let from = g.shape(x);

@@ -5,7 +5,7 @@ use crate::kernels::elementwise::Activation;
 use crate::kernels::sinusoid::Sinusoid;
 use crate::models::config::UnetConfig;
 use crate::models::generator::context::TextKeys;
-use crate::models::nn::{self, Conv, Heads, Linear};
+use crate::models::nn::{self, Conv, Heads, Linear, Resnet};
 use crate::weights::Weights;
 
 /// Epsilon of the GroupNorm before a transformer (diffusers `Transformer2DModel`).
@@ -115,7 +115,7 @@ impl Unet<'_, '_> {
             let w = self.w.at("down_blocks").at(level);
             let channels = config.block_out_channels[level] as u32;
             for layer in 0..config.layers_per_block[level] {
-                x = self.resnet(&w.at("resnets").at(layer), x, channels);
+                x = self.resnet(&w.at("resnets").at(layer), x, None, channels);
                 if config.down_attention[level] {
                     let depth = config.down_transformer_layers[level][layer];
                     x = self.transformer(&w.at("attentions").at(layer), x, config.head_count[level] as u32, depth);
@@ -140,9 +140,9 @@ impl Unet<'_, '_> {
         let w = self.w.at("mid_block");
         let channels = self.g.shape(x).channels;
         let heads = config.head_count[config.head_count.len() - 1] as u32;
-        x = self.resnet(&w.at("resnets.0"), x, channels);
+        x = self.resnet(&w.at("resnets.0"), x, None, channels);
         x = self.transformer(&w.at("attentions.0"), x, heads, config.mid_transformer_layers);
-        x = self.resnet(&w.at("resnets.1"), x, channels);
+        x = self.resnet(&w.at("resnets.1"), x, None, channels);
         self.g.tap("unet.mid_block", x);
         x
     }
@@ -157,8 +157,7 @@ impl Unet<'_, '_> {
             for layer in 0..config.layers_per_block[level] + 1 {
                 let skip =
                     skips.pop().unwrap_or_else(|| panic!("{}: the UNet has more resnets up than down", w.path()));
-                let both = nn::concat(self.g, w.at("resnets").at(layer).path(), x, skip);
-                x = self.resnet(&w.at("resnets").at(layer), both, channels);
+                x = self.resnet(&w.at("resnets").at(layer), x, Some(skip), channels);
                 if config.up_attention[block] {
                     let depth = config.up_transformer_layers[block][layer];
                     x = self.transformer(&w.at("attentions").at(layer), x, config.head_count[level] as u32, depth);
@@ -174,12 +173,12 @@ impl Unet<'_, '_> {
         x
     }
 
-    /// x [B, H, W, I] -> [B, H, W, C] (diffusers `ResnetBlock2D`).
-    fn resnet(&mut self, w: &Weights<'_>, x: Value, channels: u32) -> Value {
+    /// x [B, H, W, I], beside it the skip connection [B, H, W, J] -> [B, H, W, C] (diffusers `ResnetBlock2D`).
+    fn resnet(&mut self, w: &Weights<'_>, x: Value, skip: Option<Value>, channels: u32) -> Value {
         let (groups, eps) = (self.config.norm_num_groups as u32, self.config.norm_eps as f32);
         let g = &mut *self.g;
         let time = nn::linear(g, &w.at("time_emb_proj"), self.time, Linear { single: true, ..Linear::new(channels) });
-        let y = nn::resnet(g, w, x, channels, Some(time), groups, eps);
+        let y = nn::resnet(g, w, x, Resnet { out: channels, second: skip, time: Some(time), groups, eps });
         g.tap(&format!("unet.{}", w.path()), y);
         y
     }

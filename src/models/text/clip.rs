@@ -93,7 +93,7 @@ fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -
     let mut inputs = vec![ids.into(), places.into()];
     inputs.extend((0..embed::RANGES as usize).map(|range| ranges[range.min(ranges.len() - 1)]));
     let call = embed::call(shape.batch, shape.height, channels, split, dtype, g.limits());
-    g.push(w.path(), call, inputs, shape.with_channels(channels), dtype)
+    nn::push(g, w.path(), call, inputs, shape.with_channels(channels), dtype)
 }
 
 fn activation(config: &ClipConfig) -> elementwise::Activation {
