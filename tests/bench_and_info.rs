@@ -69,6 +69,16 @@ fn info_describes_other_models_and_sizes() {
 }
 
 #[test]
+fn info_foretells_the_memory_of_a_run() {
+    let whole = told(&["info", "emoji", "-W", "512", "-H", "512", "--precision", "f16"]);
+    let bands = told(&["info", "emoji", "-W", "512", "-H", "512", "--precision", "f16", "--vae-tiling", "on"]);
+    for (text, banded) in [(&whole, false), (&bands, true)] {
+        assert!(text.contains("in all") && text.contains("others") && !text.contains("  f32"), "{text}");
+        assert_eq!(text.contains("in bands of rows"), banded, "{text}");
+    }
+}
+
+#[test]
 fn bad_models_are_refused() {
     for (words, code, part) in [
         (&["bench", "step", "--model", "sd99"][..], 2, "expected emoji, sd15, sd21, sdxl or a path, found sd99"),
@@ -170,7 +180,7 @@ fn published_configs_ask_for_the_published_tensors() {
             .map(|(_, shape)| shape.iter().product::<usize>())
             .sum();
         assert_eq!(denoise.passing, 2 * text as u64, "{name}");
-        assert_eq!(denoise.peak(), denoise.weights - denoise.passing + denoise.activations);
+        assert!(denoise.peak() >= denoise.weights - denoise.passing + denoise.activations);
         let bytes = denoise.weights as f64;
         let each = bytes / parameters as f64;
         assert!((2.0..2.05).contains(&each), "{name}: {each} bytes a parameter");

@@ -124,6 +124,11 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
 
+    /// Decode in bands of rows, which takes less memory and more time and changes nothing in the picture: auto where it
+    /// would not fit otherwise (SCUMBLE_MEMORY_BUDGET=BYTES says what there is), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
+    pub vae_tiling: String,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
@@ -163,6 +168,19 @@ pub struct InfoArgs {
     /// Height in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
     #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub height: Option<u32>,
+
+    /// Number format of the memory that is told; auto tells both, as the choice is the adapter's
+    #[arg(long, value_enum, default_value = "auto", requires = "model")]
+    pub precision: PrecisionArg,
+
+    /// How many pictures to draw one after the other: the denoiser stays loaded while all but the last are decoded
+    #[arg(short, long = "batch", value_name = "COUNT", default_value = "1", value_parser = positive,
+          allow_negative_numbers = true, requires = "model")]
+    pub batch: u32,
+
+    /// How pictures are decoded, as for `generate`
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], requires = "model")]
+    pub vae_tiling: String,
 }
 
 /// What `scumble bench` times.

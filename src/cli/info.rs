@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::cli::args::InfoArgs;
+use crate::cli::args::{InfoArgs, PrecisionArg};
 use crate::cli::{painter, print_line, tune};
 use crate::error::Result;
 use crate::gpu::{self, AdapterSummary};
 use crate::kernels::Limits;
 use crate::models::config::{Activation, ClipConfig, UnetConfig, VaeConfig};
-use crate::pipelines::inspect::{self, Stage, StageMemory};
-use crate::pipelines::{Request, Settings};
+use crate::pipelines::inspect::{self, StageMemory};
+use crate::pipelines::{Request, Settings, Tiling};
 use crate::sampling::PredictionType;
 use crate::tensor::DType;
 use crate::weights::Source;
@@ -23,7 +23,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         None => adapters(&gpu::adapters(), tune::state),
         Some(model) => {
             let request = Request { width: args.width, height: args.height, ..Request::default() };
-            describe(&painter::open_model(Some(Path::new(model)), None)?.0, &request)?
+            let tiling = Tiling::from_environment(&args.vae_tiling)?;
+            let run = Run { precision: args.precision, pictures: args.batch, tiling };
+            describe(&painter::open_model(Some(Path::new(model)), None)?.0, &request, &run)?
         }
     };
     print_line(text.trim_end())
@@ -62,7 +64,7 @@ pub fn adapters(found: &[AdapterSummary], state: impl Fn(usize) -> Vec<String>) 
 ///
 /// # Errors
 /// When its tensors do not fit its configs, its schedule is unknown, or no picture of that size can be made.
-pub fn describe(checkpoint: &Checkpoint, request: &Request) -> Result<String> {
+pub(super) fn describe(checkpoint: &Checkpoint, request: &Request, run: &Run) -> Result<String> {
     let mut text = String::new();
     let hash = checkpoint.hash();
     line(&mut text, &format!("{} ({}), hash {}", checkpoint.name, checkpoint.class.name(), &hash[..10]));
@@ -85,7 +87,7 @@ pub fn describe(checkpoint: &Checkpoint, request: &Request) -> Result<String> {
     }
     let settings = Settings::resolve(request, checkpoint)?;
     schedule(&mut text, &settings);
-    memory(&mut text, checkpoint, &settings)?;
+    memory(&mut text, checkpoint, &settings, run)?;
     Ok(text)
 }
 
@@ -185,26 +187,45 @@ pub(super) fn prediction_word(kind: PredictionType) -> &'static str {
     }
 }
 
-/// A table of what each stage takes on the adapter, in f32 and in f16.
-pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
+/// What a table of memory is about.
+pub(super) struct Run {
+    /// f32, f16 or, where it depends on the adapter, both.
+    pub precision: PrecisionArg,
+    /// Pictures drawn one after the other.
+    pub pictures: u32,
+    /// How they are decoded.
+    pub tiling: Tiling,
+}
+
+/// A table of what each stage takes on the adapter.
+pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Settings, run: &Run) -> Result<()> {
     let latents = if settings.guided { 2 } else { 1 };
     let (width, height) = (settings.width, settings.height);
     line(text, &format!("memory on the adapter for {width} x {height} pixels, {latents} latents a step:"));
-    line(text, &format!("  {:<8}{:>28}{:>28}", "stage", "f32 weights + activations", "f16 weights + activations"));
     let limits = Limits::default();
-    let single = inspect::memory(checkpoint, settings, DType::F32, limits)?;
-    let half = inspect::memory(checkpoint, settings, DType::F16, limits)?;
-    let cell = |stage: &StageMemory| format!("{} + {}", size(stage.weights), size(stage.activations));
-    for (single, half) in single.iter().zip(&half) {
-        line(text, &format!("  {:<8}{:>28}{:>28}", single.stage.name(), cell(single), cell(half)));
-    }
-    let most = |stages: &[StageMemory]| stages.iter().map(StageMemory::peak).max().unwrap_or(0);
-    line(text, &format!("  {:<8}{:>28}{:>28}", "most", size(most(&single)), size(most(&half))));
-    for (stages, precision) in [(&single, DType::F32), (&half, DType::F16)] {
-        let faults = stages.iter().filter_map(|stage| Some((stage.stage, stage.fault.as_ref()?)));
-        for (stage, fault) in faults {
-            let stage = Stage::name(stage);
-            line(text, &format!("  {stage} in {} needs more than WebGPU's default limits: {fault}", precision.name()));
+    let precisions: &[DType] = match run.precision {
+        PrecisionArg::Auto => &[DType::F32, DType::F16],
+        PrecisionArg::F32 => &[DType::F32],
+        PrecisionArg::F16 => &[DType::F16],
+    };
+    for precision in precisions {
+        let name = precision.name();
+        line(text, &format!("  {name:<8}{:>12}{:>14}{:>12}{:>12}", "weights", "activations", "others", "at most"));
+        let stages = inspect::memory_of(checkpoint, settings, *precision, limits, run.pictures, run.tiling)?;
+        for stage in &stages {
+            let [weights, activations, others, peak] =
+                [stage.weights, stage.activations, stage.others, stage.peak()].map(size);
+            let how = if stage.tiled { "  in bands of rows" } else { "" };
+            let stage = stage.stage.name();
+            line(text, &format!("  {stage:<8}{weights:>12}{activations:>14}{others:>12}{peak:>12}{how}"));
+        }
+        let most = stages.iter().map(StageMemory::peak).max().unwrap_or(0);
+        line(text, &format!("  {:<8}{:>50}", "in all", size(most)));
+        for stage in &stages {
+            if let Some(fault) = &stage.fault {
+                let stage = stage.stage.name();
+                line(text, &format!("  {stage} in {name} needs more than WebGPU's default limits: {fault}"));
+            }
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use crate::cli::progress::{Reporter, Unit};
 use crate::cli::{cache, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
-use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion};
+use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion, Tiling};
 use crate::sampling::{SamplerKind, ScheduleKind};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 
@@ -76,7 +76,9 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
     text.push_str(&format!("prediction: {}\n", info::prediction_word(scheduler.prediction_type())));
     text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
     text.push_str(&format!("text encoder layers left out at the end: {clip_skip}\n"));
-    info::memory(&mut text, &checkpoint, &settings)?;
+    let tiling = Tiling::from_environment(&args.vae_tiling)?;
+    let run = info::Run { precision: args.precision, pictures: args.batch, tiling };
+    info::memory(&mut text, &checkpoint, &settings, &run)?;
     text.push_str(&program.to_string());
     Ok(text)
 }
@@ -85,6 +87,7 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
     args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     args.schedule.as_deref().map(ScheduleKind::from_str).transpose()?;
+    let tiling = Tiling::from_environment(&args.vae_tiling)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
     let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
@@ -94,7 +97,7 @@ pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Pain
     tune::settle(&gpu, precision, args.no_tune, reporter)?;
     reporter.line(&format!("adapter: {}, {}", gpu.describe(), precision.name()));
     let name = checkpoint.name.clone();
-    let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision));
+    let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision).with_tiling(tiling));
     Ok(Box::new(Studio { model, name, hash, pictures: args.batch, generation: None }))
 }
 
@@ -143,7 +146,10 @@ impl Painter for Studio {
                         reporter.begin("loading the decoder", 0, Unit::Pieces);
                     }
                 }
-                Event::DecoderLoaded => reporter.begin("decoding", 0, Unit::Pieces),
+                Event::DecoderLoaded(tiled) => {
+                    let how = if tiled { "decoding in bands of rows" } else { "decoding" };
+                    reporter.begin(how, 0, Unit::Pieces);
+                }
                 Event::Decoded(picture) => {
                     for (name, tensor) in generation.take_dump() {
                         if let Some(dump) = dump.as_deref_mut() {

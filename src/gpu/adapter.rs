@@ -16,6 +16,8 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Binds at most this many bytes at once, as a smaller adapter would make it necessary.
     pub max_binding: Option<u64>,
+    /// Holds at most this many bytes, as an adapter with less memory would make it necessary.
+    pub memory: Option<u64>,
     /// Which matrix and attention kernels run; those that suit the adapter if absent.
     pub kernels: Option<KernelSet>,
     /// Where compiled pipelines are kept between runs. Nothing is written to disk without it.
@@ -24,7 +26,7 @@ pub struct GpuOptions {
 
 impl GpuOptions {
     /// The developer switches of the environment: `SCUMBLE_WEBGPU_DEFAULTS=1`, `SCUMBLE_CHECKED=1`,
-    /// `SCUMBLE_KERNELS=lanes|tile|coop` and `SCUMBLE_MAX_BINDING=BYTES`.
+    /// `SCUMBLE_KERNELS=lanes|tile|coop`, `SCUMBLE_MAX_BINDING=BYTES` and `SCUMBLE_MEMORY_BUDGET=BYTES`.
     pub fn from_environment() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|value| value != "0" && !value.is_empty());
         Self {
@@ -32,6 +34,7 @@ impl GpuOptions {
             webgpu_defaults: set("SCUMBLE_WEBGPU_DEFAULTS"),
             checked: set("SCUMBLE_CHECKED"),
             max_binding: std::env::var("SCUMBLE_MAX_BINDING").ok().and_then(|bytes| bytes.parse().ok()),
+            memory: std::env::var("SCUMBLE_MEMORY_BUDGET").ok().and_then(|bytes| bytes.parse().ok()),
             kernels: std::env::var("SCUMBLE_KERNELS").ok().and_then(|name| KernelSet::named(&name)),
             cache_dir: None,
         }

@@ -4,6 +4,7 @@
 
 mod adapter;
 pub(crate) mod disk;
+mod memory;
 mod pipeline_cache;
 pub(crate) mod stopwatch;
 
@@ -16,6 +17,8 @@ use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
+pub use memory::Memory;
+pub(crate) use memory::{Buffer, Charge, Texture};
 use pipeline_cache::PipelineCache;
 
 /// wgpu's version in Cargo.lock: its shader writers are part of what a cached measurement depends on.
@@ -43,6 +46,8 @@ pub struct Gpu {
     cache: Option<PipelineCache>,
     faults: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<(Variant, usize, usize), Compiled>>,
+    ledger: memory::Ledger,
+    budget: u64,
 }
 
 impl Gpu {
@@ -54,6 +59,7 @@ impl Gpu {
         gpu.watch();
         gpu.cache = options.cache_dir.as_deref().and_then(|dir| PipelineCache::open(&gpu.device, &gpu.info, dir));
         gpu.limits.binding = options.max_binding.unwrap_or(u64::MAX).min(gpu.limits.binding);
+        gpu.budget = options.memory.unwrap_or(u64::MAX);
         gpu.limits.cooperative = adapter::cooperative(&adapter, &gpu.device);
         if gpu.limits.cooperative > 0 && gpu.info.backend == wgpu::Backend::Metal {
             // wgpu reports a range; every GPU with such matrices runs 32 lanes.
@@ -90,7 +96,8 @@ impl Gpu {
         };
         let tuning = Mutex::default();
         let (faults, pipelines) = (Arc::default(), Mutex::default());
-        Self { device, queue, info, limits, tuning, checked, cache: None, faults, pipelines }
+        let (cache, ledger, budget) = (None, memory::Ledger::default(), u64::MAX);
+        Self { device, queue, info, limits, tuning, checked, cache, faults, pipelines, ledger, budget }
     }
 
     /// Notes the device's errors and its loss for [`Gpu::check`].
@@ -244,33 +251,6 @@ impl Gpu {
         match pollster::block_on(scope.pop()) {
             None => Ok(Pipeline { pipeline, layout }),
             Some(error) => Err(Error::new("shader compilation").at(variant.stem).found(error)),
-        }
-    }
-
-    /// A buffer of `size` bytes; an error that names `label` when the device has no room for it.
-    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        let size = size.next_multiple_of(4).max(16);
-        let largest = self.max_buffer_size();
-        let too_large = |found: String| {
-            Error::new("the adapter cannot hold a buffer")
-                .at(label)
-                .expected(format!("at most {largest} bytes in one buffer, and free memory"))
-                .found(found)
-                .hint("a smaller picture, or --precision f16")
-        };
-        if size > largest {
-            return Err(too_large(format!("{size} bytes")));
-        }
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(memory.pop()) {
-            None => Ok(buffer),
-            Some(error) => Err(too_large(format!("{size} bytes and the answer: {error}"))),
         }
     }
 

@@ -11,14 +11,12 @@ use super::staging::{Part, Scratch, Stage};
 use super::upload::Upload;
 use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline};
+use crate::gpu::{Buffer, Gpu, Pipeline};
 use crate::kernels::Launch;
 use crate::tensor::HostTensor;
 
-/// Weights are gathered in buffers of about this size, so that few allocations hold them all.
-const WEIGHT_BUFFER_BYTES: u64 = 256 << 20;
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
-const PARAMS_STRIDE: u64 = 256;
+pub(super) const PARAMS_STRIDE: u64 = 256;
 
 const VALUE_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
@@ -43,10 +41,12 @@ pub struct Executor {
     gpu: Arc<Gpu>,
     launches: Vec<CompiledLaunch>,
     labels: Vec<String>,
-    activations: Vec<wgpu::Buffer>,
+    activations: Vec<Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
     pace: Arc<Mutex<Pace>>,
+    /// Weights and parameters, which the bind groups refer to; held so that they count as long as they are there.
+    _constant: Vec<Buffer>,
 }
 
 impl std::fmt::Debug for Executor {
@@ -58,7 +58,7 @@ impl std::fmt::Debug for Executor {
 /// A value on the GPU that outlives the graph which made it. Clones share the storage.
 #[derive(Debug, Clone)]
 pub struct Resident {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     info: ValueInfo,
 }
 
@@ -98,10 +98,10 @@ impl Executor {
             let uploaded = upload(gpu, graph, &mut fill);
             (compiled.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), uploaded)
         });
-        let (weight_buffers, places) = uploaded?;
+        let (mut constant, places) = uploaded?;
         compiled?;
         let params = upload_params(gpu, graph)?;
-        let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
+        let memory = Memory { plan: &plan, buffers: &buffers, weights: &constant, places: &places };
         let launches = compile(gpu, graph, &memory, &params)?;
         let named = graph.inputs.iter().chain(&graph.outputs);
         let named = named
@@ -110,12 +110,22 @@ impl Executor {
                 (name.clone(), Resident { buffer, info: graph.info(*value).clone() })
             })
             .collect();
+        constant.push(params);
         gpu.check()?;
         let elsewhere: u64 = given.keys().map(|buffer| plan.sizes[*buffer]).sum();
         let bytes = plan.bytes() - elsewhere + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
         let pace = Arc::default();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes, pace })
+        Ok(Self {
+            gpu: Arc::clone(gpu),
+            launches,
+            labels,
+            activations: buffers,
+            named,
+            bytes,
+            pace,
+            _constant: constant,
+        })
     }
 
     /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
@@ -254,7 +264,7 @@ impl Executor {
         Ok(())
     }
 
-    fn copy(&self, from: &wgpu::Buffer, to: &wgpu::Buffer, offset: u64, size: u64) {
+    fn copy(&self, from: &Buffer, to: &Buffer, offset: u64, size: u64) {
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, 0, to, offset, size);
         self.gpu.queue.submit([encoder.finish()]);
@@ -272,8 +282,8 @@ impl Executor {
 /// Where values and weights lie.
 struct Memory<'a> {
     plan: &'a plan::Plan,
-    buffers: &'a [wgpu::Buffer],
-    weights: &'a [wgpu::Buffer],
+    buffers: &'a [Buffer],
+    weights: &'a [Buffer],
     places: &'a [Place],
 }
 
@@ -310,12 +320,14 @@ fn compile_pipelines(gpu: &Gpu, graph: &Graph) -> Result<()> {
 }
 
 /// Compiles every launch of every node.
-fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer) -> Result<Vec<CompiledLaunch>> {
+fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &Buffer) -> Result<Vec<CompiledLaunch>> {
     let mut scratch = Scratch::default();
     for node in &graph.nodes {
         for launch in &node.call.launches {
             let parts = memory.parts(gpu, graph, node, launch)?;
-            node.call.variant.staged().iter().for_each(|position| scratch.reserve(*position, &parts[*position]));
+            for position in node.call.variant.staged() {
+                scratch.reserve(*position, parts[*position].size, parts[*position].dtype);
+            }
         }
     }
     scratch.allocate(gpu)?;
@@ -359,7 +371,7 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer)
     Ok(launches)
 }
 
-fn binding(index: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
+fn binding(index: u32, buffer: &Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
     let size = wgpu::BufferSize::new(size.next_multiple_of(4));
     let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
     wgpu::BindGroupEntry { binding: index, resource }
@@ -382,7 +394,7 @@ fn check_binding(gpu: &Gpu, info: &ValueInfo, size: u64) -> Result<()> {
 }
 
 /// The buffers of the plan that are other graphs'.
-fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Result<HashMap<usize, wgpu::Buffer>> {
+fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Result<HashMap<usize, Buffer>> {
     let place = |(name, resident): &(&str, &Resident)| {
         let named = graph.inputs.iter().chain(&graph.outputs).find(|(known, _)| known == name);
         let value = named.map(|(_, value)| *value);
@@ -397,12 +409,7 @@ fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Resu
     shared.iter().map(place).collect()
 }
 
-fn allocate(
-    gpu: &Gpu,
-    graph: &Graph,
-    plan: &plan::Plan,
-    given: &HashMap<usize, wgpu::Buffer>,
-) -> Result<Vec<wgpu::Buffer>> {
+fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, given: &HashMap<usize, Buffer>) -> Result<Vec<Buffer>> {
     let label = |buffer: usize| {
         let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
         let largest = owners.max_by_key(|value| {
@@ -426,23 +433,8 @@ fn upload(
     gpu: &Gpu,
     graph: &Graph,
     fill: &mut impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
-) -> Result<(Vec<wgpu::Buffer>, Vec<Place>)> {
-    let align = gpu.limits().alignment.max(256);
-    let capacity = WEIGHT_BUFFER_BYTES.min(gpu.max_buffer_size());
-    let mut sizes: Vec<u64> = Vec::new();
-    let mut places = Vec::with_capacity(graph.weights.len());
-    for spec in &graph.weights {
-        let size = spec.bytes();
-        let used = sizes.last().map_or(u64::MAX, |used| used.next_multiple_of(align));
-        if used == u64::MAX || used + size > capacity {
-            sizes.push(size);
-            places.push((sizes.len() - 1, 0, size));
-        } else {
-            let last = sizes.len() - 1;
-            sizes[last] = used + size;
-            places.push((last, used, size));
-        }
-    }
+) -> Result<(Vec<Buffer>, Vec<Place>)> {
+    let plan::WeightPlan { places, sizes } = plan::weights(graph, gpu.max_buffer_size());
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let buffers: Result<Vec<_>> =
         sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
@@ -461,7 +453,7 @@ fn upload(
     Ok((buffers, places))
 }
 
-fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<wgpu::Buffer> {
+fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<Buffer> {
     let mut bytes = Vec::new();
     for launch in graph.nodes.iter().flat_map(|node| &node.call.launches) {
         assert!(launch.params.len() as u64 <= PARAMS_STRIDE, "parameters of a launch take more than one slot");

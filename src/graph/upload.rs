@@ -1,10 +1,10 @@
 //! Weights on their way to the GPU: small pieces are gathered, so that few staging buffers carry them all.
 
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Charge, Gpu};
 
 /// Bytes of one write at the most, and of what is gathered for one.
-const STAGING_BYTES: usize = 16 << 20;
+pub(super) const STAGING_BYTES: usize = 16 << 20;
 /// Larger pieces are written as they are.
 const GATHERED_BYTES: usize = 1 << 20;
 
@@ -18,11 +18,13 @@ pub(super) struct Upload<'a> {
     /// Bytes written since the last submission.
     written: usize,
     copying: Option<wgpu::SubmissionIndex>,
+    /// The staging memory of what is written, and of what is copied.
+    staging: [Vec<Charge>; 2],
 }
 
 impl<'a> Upload<'a> {
     pub fn new(gpu: &'a Gpu) -> Self {
-        Self { gpu, gathered: Vec::new(), place: None, written: 0, copying: None }
+        Self { gpu, gathered: Vec::new(), place: None, written: 0, copying: None, staging: [Vec::new(), Vec::new()] }
     }
 
     /// Writes `piece` at `offset`, a multiple of four as is its length. A gap behind the piece before is filled with
@@ -70,7 +72,9 @@ impl<'a> Upload<'a> {
             self.written = 0;
             let copying = self.copying.replace(self.gpu.queue.submit([]));
             copying.map_or(Ok(()), |earlier| self.gpu.wait_for(earlier))?;
+            self.staging[1] = std::mem::take(&mut self.staging[0]);
         }
+        self.staging[0].push(self.gpu.charge(bytes.len() as u64));
         self.gpu.queue.write_buffer(buffer, offset, bytes);
         self.written += bytes.len();
         Ok(())

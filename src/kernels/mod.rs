@@ -13,6 +13,7 @@ pub mod attention;
 pub mod attention_coop;
 pub mod attention_lanes;
 pub mod attention_shared;
+pub mod band_norm;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -67,6 +68,9 @@ shaders![
     "attention_shared",
     "attention_texels",
     "attention_tile",
+    "band_norm",
+    "band_rows",
+    "band_stats",
     "concat",
     "elementwise",
     "embed",

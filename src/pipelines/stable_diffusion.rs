@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::decode::{DecodeStage, Tiling};
 use super::denoise::DenoiseStage;
+use super::inspect;
 use super::request::{Request, Settings};
-use super::stages::{DecodeStage, Side, TextStage, TextVectors};
+use super::stages::{Side, TextStage, TextVectors};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
@@ -31,6 +33,7 @@ pub struct StableDiffusion {
     gpu: Arc<Gpu>,
     checkpoint: Checkpoint,
     precision: DType,
+    tiling: Tiling,
 }
 
 /// What has just been done.
@@ -45,8 +48,8 @@ pub enum Event {
     /// Step `.0` of `.1`, counted from 1, is done on the adapter. The following one has been submitted meanwhile, unless the
     /// intermediates are kept.
     Step(usize, usize),
-    /// The decoder is ready.
-    DecoderLoaded,
+    /// The decoder is ready; whether it runs in bands of rows.
+    DecoderLoaded(bool),
     /// The picture.
     Decoded(Picture),
 }
@@ -88,7 +91,13 @@ pub struct Generation {
 impl StableDiffusion {
     /// A model to be run on `gpu`, its activations and matrices stored as `precision` (f32 or f16).
     pub fn new(gpu: Arc<Gpu>, checkpoint: Checkpoint, precision: DType) -> Self {
-        Self { gpu, checkpoint, precision }
+        Self { gpu, checkpoint, precision, tiling: Tiling::default() }
+    }
+
+    /// The same model, decoding its pictures as `tiling` says.
+    #[must_use]
+    pub fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
     }
 
     /// The checkpoint.
@@ -109,7 +118,8 @@ impl StableDiffusion {
         let shape = DenoiseStage::latent_shape(&self.checkpoint, &settings);
         check_latents(request.latents.as_ref(), shape)?;
         DenoiseStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
-        DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
+        DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings, false)?;
+        self.check_budget(&settings, count)?;
         Ok(Generation {
             model: Arc::clone(self),
             noise: TorchGenerator::new(request.seed),
@@ -123,6 +133,22 @@ impl StableDiffusion {
             remaining: count,
             dump: dump.then(Vec::new),
         })
+    }
+
+    /// A run that would pass the budget whatever is done is refused before anything is loaded.
+    fn check_budget(&self, settings: &Settings, count: u32) -> Result<()> {
+        let Tiling::Auto(Some(budget)) = self.tiling else { return Ok(()) };
+        let (limits, tiling) = (self.gpu.limits(), self.tiling);
+        let stages = inspect::memory_of(&self.checkpoint, settings, self.precision, limits, count, tiling)?;
+        let Some(most) = stages.iter().max_by_key(|stage| stage.peak()).filter(|stage| stage.peak() > budget) else {
+            return Ok(());
+        };
+        Err(Error::new("the picture needs more memory than there is")
+            .at(format!("{} of {} x {} pixels", most.stage.name(), settings.width, settings.height))
+            .expected(format!("at most {budget} bytes"))
+            .found(format!("{} bytes, of which {} are weights", most.peak(), most.weights))
+            .hint("a smaller picture, --precision f16, or a larger budget")
+            .of_memory())
     }
 }
 
@@ -174,7 +200,7 @@ impl Generation {
     /// Does the next piece of work: prompt -> text vectors -> noise -> latent -> picture.
     fn advance(&mut self) -> Result<Option<Event>> {
         let model = Arc::clone(&self.model);
-        let StableDiffusion { gpu, checkpoint, precision } = model.as_ref();
+        let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::LoadText => {
                 let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
@@ -183,6 +209,9 @@ impl Generation {
             }
             Phase::Encode(text) => {
                 let (vectors, cut) = self.encode(&text)?;
+                // What has been submitted holds the encoders' weights: wait, so that they are gone before the UNet's come.
+                drop(text);
+                gpu.wait()?;
                 self.phase = Phase::LoadDenoiser(vectors);
                 Ok(Some(Event::TextEncoded(cut)))
             }
@@ -212,8 +241,10 @@ impl Generation {
                 if self.decode.is_some() {
                     return self.advance();
                 }
-                self.decode = Some(DecodeStage::new(gpu, checkpoint, *precision, &self.settings)?);
-                Ok(Some(Event::DecoderLoaded))
+                let decode = DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?;
+                let tiled = decode.tiled();
+                self.decode = Some(decode);
+                Ok(Some(Event::DecoderLoaded(tiled)))
             }
             Phase::Decode(state) => {
                 let picture = self.decode(&state)?;
@@ -244,7 +275,7 @@ impl Generation {
 
     /// The UNet on the GPU with its text vectors in place; bytes that it takes there.
     fn load_denoiser(&mut self, vectors: &[(Side, TextVectors)]) -> Result<u64> {
-        let StableDiffusion { gpu, checkpoint, precision } = self.model.as_ref();
+        let StableDiffusion { gpu, checkpoint, precision, .. } = self.model.as_ref();
         let run = (&self.settings, &self.program);
         let denoise = DenoiseStage::new(gpu, checkpoint, *precision, run, vectors, self.dump.as_mut())?;
         let bytes = denoise.bytes();

@@ -6,13 +6,12 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::executor::{Executor, Resident};
 use crate::graph::{Graph, Shape};
-use crate::kernels::pixels;
-use crate::models::decoder::vae;
 use crate::models::nn;
 use crate::models::text::clip::{self, Take};
+use crate::pipelines::decode::DecodeStage;
 use crate::pipelines::denoise::{DenoiseStage, step_graph};
 use crate::pipelines::request::Settings;
-use crate::tensor::{DType, HostTensor};
+use crate::tensor::DType;
 use crate::text::ClipTokenizer;
 use crate::weights::checkpoint::{Checkpoint, PipelineClass, TokenizerFiles};
 use crate::weights::{Claims, Source, Weights, pack};
@@ -51,7 +50,8 @@ pub fn graphs(
         ("context", denoise.text),
         ("unet", denoise.unet),
         ("scheduler", step_graph(limits, precision, shape, batch, settings, slots)),
-        ("vae", DecodeStage::build(checkpoint, limits, precision, settings)?),
+        ("vae", DecodeStage::build(checkpoint, limits, precision, settings, false)?),
+        ("vae in bands", DecodeStage::build(checkpoint, limits, precision, settings, true)?),
     ])
 }
 
@@ -202,75 +202,5 @@ impl Ending {
             ids.iter().position(|id| *id == self.eos)
         };
         position.unwrap_or(0) as u32
-    }
-}
-
-/// The VAE's decoder.
-pub(super) struct DecodeStage {
-    executor: Executor,
-    picture: Shape,
-}
-
-impl DecodeStage {
-    /// SDXL's autoencoder overflows f16 (its config says `force_upcast`): it runs in f32.
-    fn precision(checkpoint: &Checkpoint, precision: DType) -> DType {
-        let upcast = checkpoint.class == PipelineClass::StableDiffusionXl && checkpoint.vae.config.force_upcast;
-        if upcast { DType::F32 } else { precision }
-    }
-
-    pub fn build(
-        checkpoint: &Checkpoint,
-        limits: crate::kernels::Limits,
-        precision: DType,
-        settings: &Settings,
-    ) -> Result<Graph> {
-        let config = &checkpoint.vae.config;
-        let mut g = Graph::new(Self::precision(checkpoint, precision), limits);
-        let source = checkpoint.vae.weights.as_ref();
-        let claims = Claims::default();
-        let w = Weights::new(0, source, &claims);
-        let latent = DenoiseStage::latent_shape(checkpoint, settings);
-        let latent = g.input("latent", latent, DType::F32);
-        let picture = vae::decode(&mut g, &w, config, latent);
-        g.output("image", picture);
-        let shape = g.shape(picture);
-        let dtype = g.dtype(picture);
-        let quads = Shape::new(1, shape.positions().div_ceil(4), 1, 4);
-        match pixels::call(shape.positions(), dtype, g.limits()) {
-            Some(call) => {
-                let packed = g.push("pixels", call, vec![picture.into()], quads, DType::F32);
-                g.output("pixels", packed);
-            }
-            None => g.fail(Error::new("the picture does not fit the adapter").at("pixels").found(shape)),
-        }
-        claims.finish(source)?;
-        Ok(g)
-    }
-
-    pub fn new(gpu: &Arc<Gpu>, checkpoint: &Checkpoint, precision: DType, settings: &Settings) -> Result<Self> {
-        let graph = Self::build(checkpoint, gpu.limits(), precision, settings)?;
-        let executor = execute(gpu, &graph, &[checkpoint.vae.weights.as_ref()])?;
-        Ok(Self { executor, picture: Shape::new(1, settings.height, settings.width, 3) })
-    }
-
-    /// latent [1, C, H/8, W/8] -> red, green and blue of every pixel. Blocks.
-    pub fn run(&self, state: &Resident) -> Result<Vec<u8>> {
-        self.executor.copy_row("latent", 0, state)?;
-        self.executor.run();
-        let count = self.picture.positions() as usize;
-        let packed = self.executor.read_bytes("pixels", (count * 4) as u64)?;
-        if packed.chunks_exact(4).any(|pixel| pixel[3] != 255) {
-            return Err(Error::new("the decoder made numbers that are not finite")
-                .at("vae")
-                .expected("a picture")
-                .found("NaN or infinity")
-                .hint("--precision f32"));
-        }
-        Ok(packed.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect())
-    }
-
-    /// The decoded picture before rounding [1, 3, H, W], around -1..1. Blocks.
-    pub fn image(&self) -> Result<HostTensor> {
-        Ok(self.executor.read("image")?.channels_first())
     }
 }
