@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Gpu;
+use super::{Buffer, Gpu};
 use crate::error::Result;
 
 const QUERIES: u32 = 2;
@@ -11,7 +11,7 @@ const BYTES: u64 = QUERIES as u64 * wgpu::QUERY_SIZE as u64;
 /// A clock to start and stop in one encoder.
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
-    queries: Option<(wgpu::QuerySet, wgpu::Buffer)>,
+    queries: Option<(wgpu::QuerySet, Buffer)>,
     wall: Instant,
 }
 

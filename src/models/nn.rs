@@ -151,7 +151,13 @@ pub(crate) fn push(
 }
 
 /// Records a product, in two nodes where its sum is split; see [`push`].
-fn push_product(g: &mut Graph, label: &str, config: &Matrix, operands: Operands<Operand>, shape: Shape) -> Value {
+pub(super) fn push_product(
+    g: &mut Graph,
+    label: &str,
+    config: &Matrix,
+    operands: Operands<Operand>,
+    shape: Shape,
+) -> Value {
     let dtype = config.types[2];
     match config.call(g.limits()) {
         Some(Run { call, reduce: Some((partials, reduce)) }) => {

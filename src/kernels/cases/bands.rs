@@ -85,7 +85,7 @@ impl Kernel for Two {
         let exact = vec![0.0; copy.len()];
         vec![
             Expected::new("y", dtype, y[chosen.clone()].to_vec(), tolerances[chosen].to_vec()),
-            Expected { name: "copy", packed: false, values: copy, tolerances: exact },
+            Expected { name: "copy", packed: false, places: None, values: copy, tolerances: exact },
         ]
     }
 }

@@ -8,9 +8,11 @@
 use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::band_norm::{self, BandNorm, Rows};
-use crate::kernels::conv2d::{self, Conv2d};
+use crate::kernels::conv2d::Conv2d;
+use crate::kernels::matrix::Operands;
 use crate::kernels::{Call, vector_bytes};
 use crate::models::config::VaeConfig;
+use crate::models::nn;
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -293,16 +295,15 @@ fn convolution(g: &mut Graph, layer: &Layer, x: Value, edges: Edges) -> Value {
         residual: edges.residual.is_some(),
         dtype: g.precision(),
     };
-    let inputs = conv2d::inputs(x, layer.weight, layer.bias, None::<Value>, edges.residual);
-    let dtype = g.precision();
-    match conv2d::call(&config, g.limits()) {
-        Some(call) => g.push(&layer.label, call, inputs, to, dtype),
-        None => {
-            let limit = g.limits().binding;
-            g.fail(too_large(&layer.label, to, limit));
-            g.reserve(&layer.label, to, dtype)
-        }
-    }
+    let operands = Operands {
+        x: x.into(),
+        second: None,
+        weight: layer.weight.into(),
+        bias: Some(layer.bias.into()),
+        row_bias: None,
+        residual: edges.residual.map(Operand::from),
+    };
+    nn::push_product(g, &layer.label, &config.matrix(), operands, to)
 }
 
 fn copy_rows(g: &mut Graph, label: &str, norm: Option<(Value, WeightId)>, x: Value, rows: Rows, to: Value) {
