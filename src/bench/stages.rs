@@ -1,13 +1,18 @@
-//! One UNet step and one VAE decode, timed as a whole and layer by layer.
+//! One UNet step and one VAE decode, timed as a whole and launch by launch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Roofs, Row, time, wrong};
+use serde_json::{Value, json};
+
+use super::statistics::{Sample, Sampling};
+use super::{Family, Roofs, Row, Work, wrong};
 use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::graph::Graph;
+use crate::gpu::{Clock, Gpu};
 use crate::graph::executor::Executor;
+use crate::graph::timing::Profile;
+use crate::graph::{Graph, Node, Operand};
 use crate::pipelines::Settings;
 use crate::pipelines::inspect::{self, Stage};
 use crate::sampling::TorchGenerator;
@@ -18,22 +23,71 @@ use crate::weights::checkpoint::Checkpoint;
 const SEED: u64 = 7;
 /// The timestep of the step that is timed; any will do.
 const TIMESTEP: f32 = 500.0;
+/// Samples of a stage at the most.
+const MOST_SAMPLES: u32 = 100;
+/// Time for the samples of a stage.
+const BUDGET: Duration = Duration::from_secs(5);
 
 /// A stage's times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageReport {
-    /// The stage as a whole.
+    /// The stage as a whole, by the device's clock if it has one.
     pub whole: Row,
-    /// By place in the model (`down_blocks.1`), in order of execution. Each layer was waited for by itself.
+    /// Seconds of the host's clock for the same: submissions and wait.
+    pub wall: f64,
+    /// By place in the model (`down_blocks.1`), in order of execution.
     pub scopes: Vec<Row>,
-    /// By kernel stem, the longest first. Each layer was waited for by itself.
+    /// By family of kernels, the longest first.
+    pub families: Vec<Row>,
+    /// By kernel stem, the longest first.
     pub kernels: Vec<Row>,
+    /// Seconds of all launches, each timed by itself: what the rows of the tables add up to.
+    pub launched: f64,
+    /// Whose seconds those of the launches are.
+    pub clock: Clock,
+    /// Dispatches of one run.
+    pub dispatches: usize,
     /// Bytes on the adapter: weights and activations.
     pub bytes: u64,
 }
 
-/// Verifies `stage` (finite, not constant, the same bits twice) and times it: `runs` runs, of which the median counts.
-/// `progress` is told what is being done.
+impl StageReport {
+    /// The seconds of `dispatches` launches that do nothing, each waiting for the one before: what fewer launches could save.
+    pub fn launch_floor(&self, roofs: &Roofs) -> f64 {
+        self.dispatches as f64 * roofs.launch_gap
+    }
+
+    /// All rows, the whole first.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        [std::slice::from_ref(&self.whole), &self.scopes, &self.families, &self.kernels].into_iter().flatten()
+    }
+
+    /// As `scumble bench --json` writes it beside the rows.
+    pub fn json(&self, roofs: &Roofs) -> Value {
+        json!({
+            "seconds": self.whole.seconds,
+            "wall_seconds": self.wall,
+            "launched_seconds": self.launched,
+            "launched_clock": self.clock.name(),
+            "dispatches": self.dispatches,
+            "launch_floor_seconds": self.launch_floor(roofs),
+            "ideal_seconds": self.whole.ideal(),
+            "bytes": self.bytes,
+        })
+    }
+}
+
+/// The word that a stage's rows begin with.
+pub fn word(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Text => "text",
+        Stage::Denoise => "step",
+        Stage::Decode => "decode",
+    }
+}
+
+/// Verifies `stage` (finite, not constant, the same bits twice) and times it: at least `runs` runs, of which the median
+/// counts. `progress` is told what is being done.
 ///
 /// # Errors
 /// When the adapter cannot hold the stage, or the result is wrong.
@@ -52,21 +106,37 @@ pub fn stage(
     fill(&graph, &executor, settings)?;
     progress(&format!("{}: verifying", stage.name()));
     let profile = verify(stage, gpu, &graph, &executor)?;
-    progress(&format!("{}: timing {runs} runs", stage.name()));
-    let seconds = time(gpu, &executor, runs)?;
-    let totals = graph.nodes().iter().fold((0, 0, 0.0), |(flops, bytes, ideal), node| {
-        (flops + node.call.flops, bytes + node.call.bytes, ideal + roofs.ideal(node.call.flops, node.call.bytes))
-    });
-    let name = match stage {
-        Stage::Text => "text",
-        Stage::Denoise => "step",
-        Stage::Decode => "decode",
+    progress(&format!("{}: timing", stage.name()));
+    let sampling = Sampling { least: runs, most: MOST_SAMPLES, budget: BUDGET };
+    let sample = sampling.take(|| executor.time_run(gpu.clock()))?;
+    Ok(report(word(stage), &graph, (&profile, &sample), roofs, executor.bytes()))
+}
+
+fn report(name: &str, graph: &Graph, times: (&Profile, &Sample), roofs: &Roofs, bytes: u64) -> StageReport {
+    let (profile, sample) = times;
+    let by = |name: &dyn Fn(&Node) -> (String, Option<Family>)| grouped(graph, profile, roofs, name);
+    let longest = |mut rows: Vec<Row>| {
+        rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        rows
     };
-    let whole = Row { name: name.into(), seconds, flops: totals.0, bytes: totals.1, ideal: totals.2, verified: true };
-    let scopes = grouped(&graph, &profile, roofs, |label| format!("{name}: scope {}", scope(label)));
-    let mut kernels = grouped(&graph, &profile, roofs, |label| format!("{name}: kernel {}", stem(label)));
-    kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    Ok(StageReport { whole, scopes, kernels, bytes: executor.bytes() })
+    let stem = |node: &Node| node.call.variant.stem;
+    let whole = by(&|_| (name.to_owned(), None)).pop().unwrap_or_else(|| Row::empty(name, profile.clock));
+    let families = by(&|node| {
+        let family = Family::of(stem(node));
+        (format!("{name}: family {}", family.name()), Some(family))
+    });
+    let kernels = by(&|node| (format!("{name}: kernel {}", stem(node)), Some(Family::of(stem(node)))));
+    StageReport {
+        launched: whole.seconds,
+        whole: whole.timed(sample),
+        wall: sample.wall,
+        scopes: by(&|node| (format!("{name}: scope {}", scope(&node.label)), None)),
+        families: longest(families),
+        kernels: longest(kernels),
+        clock: profile.clock,
+        dispatches: profile.dispatches,
+        bytes,
+    }
 }
 
 /// Random inputs of the right kinds.
@@ -96,9 +166,9 @@ fn output(stage: Stage) -> &'static str {
     }
 }
 
-/// Runs twice, the second time layer by layer, which gives the profile: the results must be finite, not constant and
+/// Runs twice, the second time launch by launch, which gives the profile: the results must be finite, not constant and
 /// bit for bit the same.
-fn verify(stage: Stage, gpu: &Gpu, graph: &Graph, executor: &Executor) -> Result<Vec<f64>> {
+fn verify(stage: Stage, gpu: &Gpu, graph: &Graph, executor: &Executor) -> Result<Profile> {
     let name = output(stage);
     let value = graph.outputs.iter().find(|(output, _)| output == name).map(|(_, value)| *value);
     let value = value.unwrap_or_else(|| panic!("the graph of {} has no output {name}", stage.name()));
@@ -114,7 +184,7 @@ fn verify(stage: Stage, gpu: &Gpu, graph: &Graph, executor: &Executor) -> Result
     if !differs {
         return Err(wrong(name, "numbers that differ", format!("{} everywhere", numbers[0])));
     }
-    let profile = executor.profile()?.into_iter().map(|(_, seconds, _)| seconds).collect();
+    let profile = executor.profile(gpu.clock())?;
     if executor.read_bytes(name, size)? != first {
         return Err(wrong(name, "the same bits in a second run", "other bits"));
     }
@@ -132,25 +202,31 @@ fn scope(label: &str) -> &str {
     &path[..if numbered { second } else { first }]
 }
 
-fn stem(label: &str) -> &str {
-    label.rsplit(':').next().unwrap_or(label)
+/// What a node must do at the least. Its first operand tells how it stores its activations.
+fn work(graph: &Graph, node: &Node) -> Work {
+    let dtype = node.inputs.iter().find_map(|operand| match operand {
+        Operand::Value(value) => Some(graph.dtype(*value)),
+        Operand::Weight(_) => None,
+    });
+    Work::new(node.call.variant.stem, dtype.unwrap_or(DType::F32), node.call.flops, node.call.bytes)
 }
 
 /// Sums nodes of the same name; in order of their first appearance.
-fn grouped(graph: &Graph, seconds: &[f64], roofs: &Roofs, name: impl Fn(&str) -> String) -> Vec<Row> {
+fn grouped(
+    graph: &Graph,
+    profile: &Profile,
+    roofs: &Roofs,
+    name: &dyn Fn(&Node) -> (String, Option<Family>),
+) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut places = BTreeMap::new();
-    for (node, seconds) in graph.nodes().iter().zip(seconds) {
-        let name = name(&node.label);
+    for (node, seconds) in graph.nodes().iter().zip(&profile.seconds) {
+        let (name, family) = name(node);
         let place = *places.entry(name.clone()).or_insert(rows.len());
         if place == rows.len() {
-            rows.push(Row { name, seconds: 0.0, flops: 0, bytes: 0, ideal: 0.0, verified: true });
+            rows.push(Row { family, samples: 1, ..Row::empty(name, profile.clock) });
         }
-        let row = &mut rows[place];
-        row.seconds += seconds;
-        row.flops += node.call.flops;
-        row.bytes += node.call.bytes;
-        row.ideal += roofs.ideal(node.call.flops, node.call.bytes);
+        rows[place].add(work(graph, node), *seconds, roofs);
     }
     rows
 }
@@ -166,6 +242,5 @@ mod tests {
         assert_eq!(scope("decoder.up_blocks.3.resnets.2.conv2:matrix_lanes"), "up_blocks.3");
         assert_eq!(scope("conv_in:matrix_lanes"), "conv_in");
         assert_eq!(scope("time_embedding.linear_1:matrix_lanes"), "time_embedding");
-        assert_eq!(stem("down_blocks.1.resnets.0.conv1:matrix_lanes"), "matrix_lanes");
     }
 }

@@ -3,6 +3,7 @@
 //! Besides `graph::executor` this is the only place that names wgpu.
 
 mod adapter;
+mod profile;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,8 @@ use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
+pub use profile::Clock;
+pub(crate) use profile::Timestamps;
 
 /// A compiled shader variant with the layout of its bindings.
 #[derive(Debug)]

@@ -23,20 +23,30 @@ const VALUE_USAGE: wgpu::BufferUsages =
 /// Writes a weight's packed bytes: called with consecutive pieces.
 pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
-struct CompiledLaunch {
+pub(super) struct CompiledLaunch {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
-    stages: Vec<Stage>,
+    pub(super) stages: Vec<Stage>,
     workgroups: [u32; 3],
-    flops: u64,
-    node: usize,
+    pub(super) flops: u64,
+    pub(super) node: usize,
+}
+
+impl CompiledLaunch {
+    /// Records the dispatch alone.
+    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        let [x, y, z] = self.workgroups;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 /// A graph ready to run: nothing is allocated any more.
 pub struct Executor {
-    gpu: Arc<Gpu>,
-    launches: Vec<CompiledLaunch>,
-    labels: Vec<String>,
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) launches: Vec<CompiledLaunch>,
+    pub(super) labels: Vec<String>,
     activations: Vec<wgpu::Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
@@ -51,7 +61,7 @@ impl std::fmt::Debug for Executor {
 /// A value on the GPU that outlives the graph which made it. Clones share the storage.
 #[derive(Debug, Clone)]
 pub struct Resident {
-    buffer: wgpu::Buffer,
+    pub(super) buffer: wgpu::Buffer,
     info: ValueInfo,
 }
 
@@ -114,23 +124,6 @@ impl Executor {
             self.gpu.queue.submit([encoder.finish()]);
             begin = end;
         }
-    }
-
-    /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
-    pub fn profile(&self) -> Result<Vec<(String, f64, u64)>> {
-        let mut rows: Vec<(String, f64, u64)> = self.labels.iter().map(|label| (label.clone(), 0.0, 0)).collect();
-        self.gpu.wait()?;
-        for launch in &self.launches {
-            let start = std::time::Instant::now();
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, std::slice::from_ref(launch));
-            self.gpu.queue.submit([encoder.finish()]);
-            self.gpu.wait()?;
-            let row = &mut rows[launch.node];
-            row.1 += start.elapsed().as_secs_f64();
-            row.2 += launch.flops;
-        }
-        Ok(rows)
     }
 
     /// Fills an input from a [B, H, W, C] tensor of its shape.
@@ -216,7 +209,7 @@ impl Executor {
         self.gpu.queue.submit([encoder.finish()]);
     }
 
-    fn find(&self, name: &str) -> Result<&Resident> {
+    pub(super) fn find(&self, name: &str) -> Result<&Resident> {
         self.named.get(name).ok_or_else(|| {
             let mut known: Vec<_> = self.named.keys().map(String::as_str).collect();
             known.sort_unstable();
@@ -226,18 +219,13 @@ impl Executor {
 }
 
 /// Records launches in as few passes as the copies between them allow.
-fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
+pub(super) fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
     let mut begin = 0;
     while begin < launches.len() {
         launches[begin].stages.iter().for_each(|stage| stage.record(encoder));
         let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for launch in &launches[begin..=begin + plain] {
-            pass.set_pipeline(&launch.pipeline.pipeline);
-            pass.set_bind_group(0, &launch.bind_group, &[]);
-            let [x, y, z] = launch.workgroups;
-            pass.dispatch_workgroups(x, y, z);
-        }
+        launches[begin..=begin + plain].iter().for_each(|launch| launch.dispatch(&mut pass));
         begin += plain + 1;
     }
 }

@@ -3,6 +3,7 @@
 pub mod executor;
 pub mod plan;
 mod staging;
+pub mod timing;
 pub mod trial;
 
 use crate::error::Error;

@@ -22,8 +22,10 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
 pub mod pixels;
+pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
+pub mod roof_half;
 pub mod scheduler_step;
 pub mod sinusoid;
 pub mod tuning;
@@ -65,8 +67,10 @@ shaders![
     "matrix_lanes",
     "matrix_tile",
     "pixels",
+    "roof_coop",
     "roof_copy",
     "roof_fma",
+    "roof_half",
     "scheduler_step",
     "sinusoid",
 ];
@@ -148,7 +152,11 @@ impl Variant {
             text.push_str(shader_text("matrix_epilogue"));
         }
         text.push_str(shader_text(self.stem));
-        text
+        // The names of cooperative matrices' types hold their size.
+        match self.constants.iter().find(|(name, _)| *name == "SIZE") {
+            Some((_, size)) => text.replace("{SIZE}", &size.to_string()),
+            None => text,
+        }
     }
 }
 
