@@ -13,6 +13,8 @@ const CHART: [f64; 4] = [80.0, 70.0, 780.0, 640.0];
 const NUMBERED: usize = 30;
 /// Height of a line of the list.
 const LINE: f64 = 18.0;
+/// A white rim that keeps words readable over lines.
+const HALO: &str = "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\"";
 
 /// Colours that differ in brightness too, by family.
 fn colour(family: Option<Family>) -> &'static str {
@@ -73,17 +75,19 @@ fn escape(text: &str) -> String {
 
 /// A number with three digits.
 fn short(value: f64) -> String {
-    let digits = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
     format!("{value:.digits$}")
 }
 
 /// Operations a second with a unit.
 fn rate(gflops: f64) -> String {
-    if gflops >= 1000.0 {
-        format!("{} TFLOP/s", short(gflops / 1000.0))
-    } else {
-        format!("{} GFLOP/s", short(gflops))
-    }
+    if gflops >= 1000.0 { format!("{} TFLOP/s", short(gflops / 1000.0)) } else { format!("{} GFLOP/s", short(gflops)) }
 }
 
 /// The picture of `rows`, those of single kernels, under `roofs`; `title` names the adapter.
@@ -144,7 +148,11 @@ fn grid(svg: &mut String, x: Axis, y: Axis) {
     for power in x.ticks() {
         let at = x.at(10f64.powi(power));
         line(svg, [at, top], [at, bottom], "stroke=\"#e5e5e5\"");
-        let label = if power < 0 { format!("{:.*}", -power as usize, 10f64.powi(power)) } else { format!("{}", 10f64.powi(power)) };
+        let label = if power < 0 {
+            format!("{:.*}", -power as usize, 10f64.powi(power))
+        } else {
+            format!("{}", 10f64.powi(power))
+        };
         text(svg, at, bottom + 18.0, "text-anchor=\"middle\" fill=\"#404040\"", &label);
     }
     for power in y.ticks() {
@@ -183,8 +191,10 @@ fn draw_roofs(svg: &mut String, x: Axis, y: Axis, roofs: &Roofs, ceilings: &[(&s
         let angle = (to[1] - from[1]).atan2(to[0] - from[0]).to_degrees();
         let share = if name == "copy" { 0.3 } else { 0.55 };
         let at = [from[0] + share * (to[0] - from[0]), from[1] + share * (to[1] - from[1]) - 6.0];
-        let turned =
-            format!("text-anchor=\"middle\" fill=\"#404040\" transform=\"rotate({angle:.1} {:.1} {:.1})\"", at[0], at[1]);
+        let turned = format!(
+            "text-anchor=\"middle\" fill=\"#404040\" transform=\"rotate({angle:.1} {:.1} {:.1})\"",
+            at[0], at[1]
+        );
         text(svg, at[0], at[1], &turned, &format!("{name}: {} GB/s", short(rate)));
     }
     // Names of ceilings that are close to each other go to both sides of their lines.
@@ -196,7 +206,13 @@ fn draw_roofs(svg: &mut String, x: Axis, y: Axis, roofs: &Roofs, ceilings: &[(&s
         let close = heights.iter().any(|other| (other - height).abs() < 16.0);
         let above = if close && heights.iter().any(|other| *other <= height) { height + 14.0 } else { height - 6.0 };
         heights.push(height);
-        text(svg, CHART[2] - 6.0, above, "text-anchor=\"end\" fill=\"#404040\"", &format!("{name}: {}", rate(*gflops)));
+        text(
+            svg,
+            CHART[2] - 6.0,
+            above,
+            &format!("text-anchor=\"end\" fill=\"#404040\" {HALO}"),
+            &format!("{name}: {}", rate(*gflops)),
+        );
     }
 }
 
@@ -218,20 +234,21 @@ fn draw_points(svg: &mut String, points: &[Point<'_>]) {
     let mut taken: Vec<[f64; 2]> = Vec::new();
     for (index, point) in numbered.iter().enumerate() {
         let around = (0..24).map(|turn| {
-            let (angle, radius) = (f64::from(turn % 8) * std::f64::consts::FRAC_PI_4, 12.0 + 9.0 * f64::from(turn / 8));
+            let (angle, radius) = (f64::from(turn % 8) * std::f64::consts::FRAC_PI_4, 14.0 + 9.0 * f64::from(turn / 8));
             [point.x + radius * angle.cos(), point.y - radius * angle.sin()]
         });
         let free = |at: &[f64; 2]| {
-            let inside = at[0] > CHART[0] + 8.0 && at[0] < CHART[2] - 8.0 && at[1] > CHART[1] + 8.0 && at[1] < CHART[3] - 8.0;
+            let inside =
+                at[0] > CHART[0] + 8.0 && at[0] < CHART[2] - 8.0 && at[1] > CHART[1] + 8.0 && at[1] < CHART[3] - 8.0;
             let clear = |x: f64, y: f64, width: f64| (at[0] - x).abs() >= width || (at[1] - y).abs() >= 11.0;
             inside
                 && taken.iter().all(|other| clear(other[0], other[1], 17.0))
                 && numbered.iter().all(|other| clear(other.x, other.y, 11.0))
         };
-        let at = around.into_iter().find(free).unwrap_or([point.x + 12.0, point.y]);
+        let at = around.into_iter().find(free).unwrap_or([point.x + 14.0, point.y]);
         taken.push(at);
         line(svg, [point.x, point.y], at, "stroke=\"#a3a3a3\" stroke-width=\"0.6\"");
-        let style = format!("text-anchor=\"middle\" font-weight=\"bold\" fill=\"{}\"", colour(point.row.family));
+        let style = format!("text-anchor=\"middle\" font-weight=\"bold\" fill=\"{}\" {HALO}", colour(point.row.family));
         text(svg, at[0], at[1] + 4.0, &style, &(index + 1).to_string());
     }
 }
@@ -241,7 +258,8 @@ fn list(svg: &mut String, points: &[Point<'_>]) {
     let mut y = CHART[1] + 4.0;
     for family in Family::ALL {
         let x = left + 105.0 * (family as usize as f64);
-        let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{}\"/>", y - 4.0, colour(Some(family)));
+        let _ =
+            writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{}\"/>", y - 4.0, colour(Some(family)));
         text(svg, x + 9.0, y, "", family.name());
     }
     y += 1.5 * LINE;
@@ -303,7 +321,10 @@ mod tests {
             let (before, tag) = rest.split_at(at);
             assert!(!before.contains('>'), "a stray > in {before:?}");
             for (place, _) in before.match_indices('&') {
-                assert!(["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| before[place..].starts_with(e)), "{before:?}");
+                assert!(
+                    ["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| before[place..].starts_with(e)),
+                    "{before:?}"
+                );
             }
             let end = tag.find('>').expect("a tag without an end");
             let inside = &tag[1..end];
@@ -320,7 +341,8 @@ mod tests {
 
     #[test]
     fn the_picture_is_well_formed_and_complete() {
-        let mut rows: Vec<Row> = (0..40).map(|i| row(&format!("conv2d: case {i}"), Family::Matrix, 1 << (20 + i / 3), 1 << 22)).collect();
+        let mut rows: Vec<Row> =
+            (0..40).map(|i| row(&format!("conv2d: case {i}"), Family::Matrix, 1 << (20 + i / 3), 1 << 22)).collect();
         rows[0].name = "a <b> & \"c\"".to_owned();
         rows.push(row("step: family matrix", Family::Matrix, 1 << 30, 1 << 20));
         rows.push(row("pixels: no arithmetic", Family::Small, 0, 1 << 20));

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::statistics::{Sample, Sampling};
+use super::statistics::{Sample, Sampling, quantile};
 use super::{Family, Roofs, Row, Work, wrong};
 use crate::error::Result;
 use crate::gpu::{Clock, Gpu};
@@ -27,6 +27,10 @@ const TIMESTEP: f32 = 500.0;
 const MOST_SAMPLES: u32 = 100;
 /// Time for the samples of a stage.
 const BUDGET: Duration = Duration::from_secs(5);
+/// Profiles of a stage at the most.
+const MOST_PROFILES: usize = 5;
+/// Time for them, verification included.
+const PROFILE_BUDGET: Duration = Duration::from_secs(5);
 
 /// A stage's times.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,8 +109,10 @@ pub fn stage(
     let executor = inspect::executor(stage, gpu, &graph, checkpoint)?;
     fill(&graph, &executor, settings)?;
     progress(&format!("{}: verifying", stage.name()));
-    let profile = verify(stage, gpu, &graph, &executor)?;
+    let begin = Instant::now();
+    let first = verify(stage, gpu, &graph, &executor)?;
     progress(&format!("{}: timing", stage.name()));
+    let profile = profile(gpu, &executor, first, (runs, begin))?;
     let sampling = Sampling { least: runs, most: MOST_SAMPLES, budget: BUDGET };
     let sample = sampling.take(|| executor.time_run(gpu.clock()))?;
     Ok(report(word(stage), &graph, (&profile, &sample), roofs, executor.bytes()))
@@ -137,6 +143,29 @@ fn report(name: &str, graph: &Graph, times: (&Profile, &Sample), roofs: &Roofs, 
         dispatches: profile.dispatches,
         bytes,
     }
+}
+
+/// The median of every node's time over profiles, as many as there is time for since `begin`. The `first`, which may hold
+/// what a driver compiles late, counts only if there is no time for another.
+fn profile(gpu: &Gpu, executor: &Executor, first: Profile, (runs, begin): (u32, Instant)) -> Result<Profile> {
+    let mut profiles: Vec<Profile> = Vec::new();
+    while profiles.len() < (runs as usize).min(MOST_PROFILES) && begin.elapsed() < PROFILE_BUDGET {
+        let next = executor.profile(gpu.clock())?;
+        // Times of different clocks are not mixed.
+        profiles.retain(|earlier| earlier.clock == next.clock);
+        profiles.push(next);
+    }
+    Ok(if profiles.is_empty() { first } else { median(&profiles) })
+}
+
+fn median(profiles: &[Profile]) -> Profile {
+    let mut middle = profiles[0].clone();
+    for (node, seconds) in middle.seconds.iter_mut().enumerate() {
+        let mut all: Vec<f64> = profiles.iter().map(|profile| profile.seconds[node]).collect();
+        all.sort_by(f64::total_cmp);
+        *seconds = quantile(&all, 0.5);
+    }
+    middle
 }
 
 /// Random inputs of the right kinds.
@@ -234,6 +263,13 @@ fn grouped(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn profiles_are_joined_node_by_node() {
+        let profile = |seconds: [f64; 2]| Profile { clock: Clock::Dispatches, seconds: seconds.into(), dispatches: 2 };
+        let all = [profile([1.0, 9.0]), profile([2.0, 7.0]), profile([9.0, 8.0])];
+        assert_eq!(median(&all), profile([2.0, 8.0]));
+    }
 
     #[test]
     fn scopes_are_blocks() {

@@ -253,7 +253,9 @@ impl Run<'_> {
         let seconds = step * f64::from(model.settings.steps);
         let soon = seconds <= LONGEST_PICTURE;
         if !soon {
-            print_line(&format!("\nimage: left out, its steps would take {seconds:.0} s; `scumble bench image` draws it"))?;
+            print_line(&format!(
+                "\nimage: left out, its steps would take {seconds:.0} s; `scumble bench image` draws it"
+            ))?;
         }
         Ok(soon)
     }

@@ -86,7 +86,7 @@ pub fn stage(what: &str, timed: &StageReport, measured: &Roofs) -> Result<()> {
         timed.clock.name(),
         time(timed.launched),
         time((seconds - timed.launched).abs()),
-        if timed.launched <= *seconds { "less than the whole: gaps" } else { "more than the whole: they overlap" }
+        if timed.launched <= *seconds { "less than the whole" } else { "more than the whole, where they overlap" }
     ))?;
     print_line(&format!("  verified; {} on the adapter", size(timed.bytes)))?;
     let total = Some(timed.launched);

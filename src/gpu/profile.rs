@@ -44,8 +44,7 @@ impl Gpu {
     /// The finest clock that this device has.
     pub fn clock(&self) -> Clock {
         let features = self.device.features();
-        let fine =
-            wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+        let fine = wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
         match (features.contains(wgpu::Features::TIMESTAMP_QUERY), features.contains(fine)) {
             (false, _) => Clock::Wall,
             (true, false) => Clock::Passes,

@@ -203,8 +203,7 @@ fn record_apart(commands: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]
     for (index, launch) in launches.iter().enumerate() {
         launch.stages.iter().for_each(|stage| stage.record(commands));
         let timestamp_writes = Some(stamps.around(2 * index as u32));
-        let mut pass =
-            commands.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+        let mut pass = commands.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
         launch.dispatch(&mut pass);
     }
 }

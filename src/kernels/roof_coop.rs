@@ -66,8 +66,7 @@ pub fn reference(config: RoofCoop, size: usize, index: usize, a: &[f64], b: &[f6
     let square = size * size;
     let (a, b) = (&a[index / 4 * square..][..square], &b[index % 4 * square..][..square]);
     let element = |row: usize, column: usize| -> f64 {
-        (0..size).map(|k| a[row * size + k] * b[k * size + column]).sum::<f64>()
-            * f64::from(config.rounds * UNROLLED)
+        (0..size).map(|k| a[row * size + k] * b[k * size + column]).sum::<f64>() * f64::from(config.rounds * UNROLLED)
     };
     (0..square).map(|at| element(at / size, at % size)).collect()
 }
