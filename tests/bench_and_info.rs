@@ -176,7 +176,7 @@ fn bench_times_kernels_compares_and_draws() {
     let words = ["bench", "kernels", "--filter", "layer_norm", "--precision", "f32", "--runs", "1"];
     let text = told(&[&words[..], &["--json", &file("a.json"), "--plot", &file("a.svg")]].concat());
     assert!(text.contains("roofs: copy") && text.contains("layer_norm: SD 1.5, level 1, 1024 x 320, f32"), "{text}");
-    assert!(text.contains("times: ") && !text.contains("matmul") && !text.contains(", f16"), "{text}");
+    assert!(text.contains("times: ") && !text.contains("matmul") && !text.contains(", f16 "), "{text}");
     let mut report = read_json(file("a.json").as_ref());
     report["rows"].as_array().unwrap().iter().for_each(check_row);
     let picture = std::fs::read_to_string(file("a.svg")).unwrap();

@@ -69,7 +69,7 @@ impl Bound {
     }
 }
 
-/// The roofs of an adapter.
+/// The roofs of an adapter: rates of the fastest sample, since a roof is what can be reached, and medians of the delays.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roofs {
     /// Bytes a second of the faster of two ways to copy, read and written ones counted: a kernel, and the driver's own
@@ -197,14 +197,14 @@ fn copies(gpu: &Arc<Gpu>, count: u32, driver: bool) -> Result<(f64, f64)> {
     let bytes = call.bytes as f64;
     let executor = executor(gpu, count, &call, 1)?;
     verify(gpu, &executor, "roof_copy", 0.0, |x| roof_copy::reference(&[x])[0])?;
-    let kernel = bytes / sample(gpu, &executor)?.median;
+    let kernel = bytes / sample(gpu, &executor)?.minimum;
     if !driver {
         return Ok((kernel, 0.0));
     }
     let (x, clock) = (executor.resident("x")?, gpu.clock());
     let repeats = repeats(executor.time_copies("y", &x, clock, 1)?.seconds);
     let copied = SAMPLING.take(|| executor.time_copies("y", &x, clock, repeats))?;
-    Ok((kernel, bytes / divided(copied, repeats).median))
+    Ok((kernel, bytes / divided(copied, repeats).minimum))
 }
 
 /// Operations a second of multiply-adds in f32 (`roof_fma`) or halves (`roof_half`).
@@ -223,7 +223,7 @@ fn multiply_adds(gpu: &Arc<Gpu>, stem: &str) -> Result<(f64, Clock)> {
         verify(gpu, &executor, stem, tolerance, |_| 1.0)?;
         if executor.time_together(gpu.clock(), 1)?.seconds >= LEAST_SECONDS || rounds >= 1 << 20 {
             let sample = sample(gpu, &executor)?;
-            return Ok((call.flops as f64 / sample.median, sample.clock));
+            return Ok((call.flops as f64 / sample.minimum, sample.clock));
         }
         rounds *= 4;
     }
@@ -243,7 +243,7 @@ fn products(gpu: &Arc<Gpu>) -> Result<f64> {
         let (executor, subgroups) = cooperative(gpu, config)?;
         if executor.time_together(gpu.clock(), 1)?.seconds >= LEAST_SECONDS || rounds >= MOST_ROUNDS {
             let flops = roof_coop::call(config, &gpu.limits()).flops * u64::from(subgroups);
-            return Ok(flops as f64 / sample(gpu, &executor)?.median);
+            return Ok(flops as f64 / sample(gpu, &executor)?.minimum);
         }
         rounds *= 4;
     }
