@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timing import dtype, median
 
 CONV = re.compile(r"^conv2d: SD.*, (\d+) x (\d+), (\d+) to (\d+), (f32|f16)$")
-LINEAR = re.compile(r"^matmul: SD.*, (\d+) x (\d+) to (\d+), (f32|f16)$")
+LINEAR = re.compile(r"^matmul: (?:SD.*|square), (\d+) x (\d+) to (\d+), (f32|f16)$")
 ATTENTION = re.compile(r"^attention: SD.*, (\d+) tokens(?: to (\d+))?(?:, (\d+) heads of (\d+))?, (f32|f16)$")
 
 

@@ -46,6 +46,13 @@ pub fn cases(filter: Option<&str>, dtype: Option<DType>) -> Vec<Case> {
     all.filter(wanted).collect()
 }
 
+/// Further cases, whose sizes give a GPU enough to do and would keep a software driver busy for minutes.
+pub fn large_cases(filter: Option<&str>, dtype: Option<DType>) -> Vec<Case> {
+    let types = dtype.map_or_else(|| vec![DType::F32, DType::F16], |dtype| vec![dtype]);
+    let sizes = types.into_iter().flat_map(cases::large_sizes);
+    sizes.filter(|case| filter.is_none_or(|filter| case.stem.starts_with(filter))).collect()
+}
+
 /// How many copies of inputs of `bytes` are used in turn.
 fn copies(bytes: u64, cpu: bool) -> u32 {
     let (total, most) = if cpu { (ROTATED_BYTES_CPU, MOST_COPIES_CPU) } else { (ROTATED_BYTES, MOST_COPIES) };

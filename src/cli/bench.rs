@@ -59,11 +59,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Some(asked) => asked == what,
         None => what == BenchWhat::Kernels || args.filter.is_none(),
     };
-    let cases = if what(BenchWhat::Kernels) { Some(cases(args)?) } else { None };
+    let mut cases = if what(BenchWhat::Kernels) { Some(cases(args)?) } else { None };
     let model = if what(BenchWhat::Step) || what(BenchWhat::Image) { Some(prepare(args)?) } else { None };
     let gpu = painter::open_gpu(args.adapter.as_deref())?;
     print_line(&format!("adapter: {}", gpu.describe()))?;
     print_line(&format!("times: {}", gpu.clock().name()))?;
+    if let Some(cases) = cases.as_mut().filter(|_| !gpu.is_cpu()) {
+        cases.splice(..0, kernels::large_cases(args.filter.as_deref(), dtype(args)));
+    }
     let mut reporter = Reporter::stderr();
     reporter.begin("measuring the roofs", 0, Unit::Pieces);
     let measured = Roofs::measure(&gpu);
@@ -151,14 +154,18 @@ fn open(model: &str) -> Result<(Checkpoint, bool)> {
     Err(Error::usage("no such model").at("--model").expected(format!("emoji, {known} or a path")).found(model))
 }
 
-/// The kernels' cases that `--filter` and `--precision` leave.
-fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
-    let dtype = match args.precision {
+/// The number format that kernels are timed in; both without.
+fn dtype(args: &BenchArgs) -> Option<DType> {
+    match args.precision {
         PrecisionArg::Auto => None,
         PrecisionArg::F32 => Some(DType::F32),
         PrecisionArg::F16 => Some(DType::F16),
-    };
-    let cases = kernels::cases(args.filter.as_deref(), dtype);
+    }
+}
+
+/// The kernels' cases that `--filter` and `--precision` leave.
+fn cases(args: &BenchArgs) -> Result<Vec<Case>> {
+    let cases = kernels::cases(args.filter.as_deref(), dtype(args));
     if cases.is_empty() {
         let filter = args.filter.as_deref().unwrap_or_default();
         return Err(Error::usage("no kernel of that name")

@@ -35,7 +35,10 @@ pub fn roofs(roofs: &Roofs, cooperative: u32) -> Result<()> {
         None => "none".into(),
         Some(flops) => format!("{cooperative}x{cooperative}x{cooperative} f16 {}", rate(flops)),
     };
-    print_line(&format!("       f32 multiply-add {}, packed f16 {half}, cooperative matrices {matrices}", rate(roofs.fma)))?;
+    print_line(&format!(
+        "       f32 multiply-add {}, packed f16 {half}, cooperative matrices {matrices}",
+        rate(roofs.fma)
+    ))?;
     print_line(&format!(
         "       from one dispatch to the next that waits for it {}, host to device and back {}",
         time(roofs.launch_gap),

@@ -23,7 +23,7 @@ use super::{Call, Limits, vectors};
 use crate::tensor::DType;
 
 pub use compare::compare;
-pub use sizes::model_sizes;
+pub use sizes::{large_sizes, model_sizes};
 
 /// The rounding unit of f32 sums: half an ulp of 1.
 const EPS: f64 = f32::EPSILON as f64 / 2.0;
