@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Usage,
     /// A file, a device or a computation did not give what was needed (exit code 1).
     Failure,
+    /// The device has no room for what was asked for (exit code 1).
+    Memory,
 }
 
 /// A fault on scumble's edges (files, devices, prompts, sizes): `what: where: expected X, found Y. Try Z.`
@@ -67,6 +69,13 @@ impl Error {
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// The same fault as one of memory: asking for less may succeed.
+    #[must_use]
+    pub fn of_memory(mut self) -> Self {
+        self.kind = ErrorKind::Memory;
         self
     }
 

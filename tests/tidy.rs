@@ -23,10 +23,16 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The bridges from the graph to the device.
-const DEVICE_FILES: &[&str] =
-    &["src/graph/executor.rs", "src/graph/staging.rs", "src/graph/timing.rs", "src/graph/trial.rs"];
+const DEVICE_FILES: &[&str] = &[
+    "src/graph/executor.rs",
+    "src/graph/recording.rs",
+    "src/graph/staging.rs",
+    "src/graph/timing.rs",
+    "src/graph/trial.rs",
+];
 /// Files that may name wgpu, besides those under `src/gpu/`.
-const WGPU_FILES: &[&str] = &["src/graph/executor.rs", "src/graph/staging.rs", "src/graph/timing.rs"];
+const WGPU_FILES: &[&str] =
+    &["src/graph/executor.rs", "src/graph/recording.rs", "src/graph/staging.rs", "src/graph/timing.rs"];
 /// Files of `src/kernels/` that are no kernel, or the bench's yardsticks (`src/bench/roofs.rs` runs and checks them).
 const NO_KERNELS: &[&str] = &["mod", "bands", "roof_coop", "roof_copy", "roof_fma", "roof_half", "tuning"];
 const FILE_LINES: usize = 500;

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use super::wrong;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::inspect;
+use crate::pipelines::inspect::{self, StageMemory};
 use crate::pipelines::{Event, Request, StableDiffusion};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 
-/// The parts of one picture's making, in seconds of the host's clock, each with the wait for its end.
+/// The parts of one picture's making, in seconds of the host's clock, up to the end of each on the adapter.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ImageTimes {
     /// Text encoder, UNet and decoder: reading or drawing weights, uploading, compiling.
@@ -48,8 +48,10 @@ pub struct ImageReport {
     pub steps: u32,
     /// Calls of the UNet of each; some samplers make two a step.
     pub evaluations: usize,
-    /// Bytes on the adapter while the stage that needs most is loaded.
+    /// The most bytes that were held on the adapter at once.
     pub bytes: u64,
+    /// The same as foretold before anything ran.
+    pub foretold: u64,
 }
 
 impl ImageReport {
@@ -78,6 +80,7 @@ impl ImageReport {
             "first": times(&self.first),
             "warm": times(&self.warm),
             "bytes": self.bytes,
+            "foretold_bytes": self.foretold,
         })
     }
 }
@@ -96,7 +99,8 @@ pub fn image(
     progress: &mut dyn FnMut(&str),
 ) -> Result<ImageReport> {
     let model = Arc::new(StableDiffusion::new(Arc::clone(gpu), checkpoint, precision));
-    let (first, pixels, (steps, evaluations, bytes)) = draw(&model, gpu, request, "first picture", progress)?;
+    gpu.reset_peak_memory();
+    let (first, pixels, (steps, evaluations, foretold)) = draw(&model, gpu, request, "first picture", progress)?;
     if pixels.iter().all(|value| *value == pixels[0]) {
         return Err(wrong("the picture", "pixels that differ", format!("{} everywhere", pixels[0])));
     }
@@ -111,7 +115,8 @@ pub fn image(
         }
     }
     let warm = warm.unwrap_or(first);
-    Ok(ImageReport { first, warm, count: count.max(1), steps, evaluations, bytes })
+    let bytes = gpu.memory().peak;
+    Ok(ImageReport { first, warm, count: count.max(1), steps, evaluations, bytes, foretold })
 }
 
 type Drawn = (ImageTimes, Vec<u8>, (u32, usize, u64));
@@ -129,12 +134,15 @@ fn draw(
     progress(what);
     let mut generation = model.generate(request.clone(), 1, false)?;
     let stages = inspect::memory(model.checkpoint(), generation.settings(), model.precision(), gpu.limits())?;
-    let bytes = stages.iter().map(|stage| stage.weights + stage.activations).max().unwrap_or(0);
+    let foretold = stages.iter().map(StageMemory::peak).max().unwrap_or(0);
     while let Some(event) = generation.next() {
         let event = event?;
-        gpu.wait()?;
+        // A step is done when it is told, and the next one is under way, which waiting would hold up.
+        if !matches!(event, Event::Step(..)) {
+            gpu.wait()?;
+        }
         let part = match &event {
-            Event::TextLoaded | Event::DenoiserLoaded(_) | Event::DecoderLoaded => &mut times.loading,
+            Event::TextLoaded | Event::DenoiserLoaded(_) | Event::DecoderLoaded(_) => &mut times.loading,
             Event::TextEncoded(_) => &mut times.encoding,
             Event::Step(..) => &mut times.denoising,
             Event::Decoded(_) => &mut times.decoding,
@@ -145,7 +153,7 @@ fn draw(
             Event::Step(1, _) => times.to_first_step = start.elapsed().as_secs_f64(),
             Event::Step(done, count) => progress(&format!("{what}: step {done} of {count}")),
             Event::Decoded(picture) => {
-                let told = (generation.settings().steps, generation.program().evaluations.len(), bytes);
+                let told = (generation.settings().steps, generation.program().evaluations.len(), foretold);
                 return Ok((times, picture.rgb, told));
             }
             _ => {}

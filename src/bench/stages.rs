@@ -51,7 +51,7 @@ pub struct StageReport {
     pub clock: Clock,
     /// Dispatches of one run.
     pub dispatches: usize,
-    /// Bytes on the adapter: weights and activations.
+    /// The most bytes that were held on the adapter at once, loading included.
     pub bytes: u64,
 }
 
@@ -105,6 +105,7 @@ pub fn stage(
 ) -> Result<StageReport> {
     let (checkpoint, settings, precision) = model;
     let graph = inspect::graph(stage, checkpoint, gpu.limits(), precision, settings)?;
+    gpu.reset_peak_memory();
     progress(&format!("{}: loading {} MiB of weights", stage.name(), graph.weight_bytes() >> 20));
     let executor = inspect::executor(stage, gpu, &graph, checkpoint)?;
     fill(&graph, &executor, settings)?;
@@ -115,7 +116,7 @@ pub fn stage(
     let profile = profile(gpu, &executor, first, (runs, begin))?;
     let sampling = Sampling { least: runs, most: MOST_SAMPLES, budget: BUDGET };
     let sample = sampling.take(|| executor.time_run(gpu.clock()))?;
-    Ok(report(word(stage), &graph, (&profile, &sample), roofs, executor.bytes()))
+    Ok(report(word(stage), &graph, (&profile, &sample), roofs, gpu.memory().peak))
 }
 
 fn report(name: &str, graph: &Graph, times: (&Profile, &Sample), roofs: &Roofs, bytes: u64) -> StageReport {

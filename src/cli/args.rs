@@ -122,6 +122,11 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
 
+    /// Decode in bands of rows, which takes less memory and more time and changes nothing in the picture: auto where it
+    /// would not fit otherwise (SCUMBLE_MEMORY_BUDGET=BYTES says what there is), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
+    pub vae_tiling: String,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,

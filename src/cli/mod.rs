@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(match error.kind() {
                 ErrorKind::Usage => 2,
-                ErrorKind::Failure => 1,
+                ErrorKind::Failure | ErrorKind::Memory => 1,
             })
         }
     }

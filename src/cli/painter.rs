@@ -12,7 +12,7 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
-use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion};
+use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion, Tiling};
 use crate::sampling::{SamplerKind, ScheduleKind};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 
@@ -84,6 +84,7 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
     args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     args.schedule.as_deref().map(ScheduleKind::from_str).transpose()?;
+    let tiling = Tiling::from_environment(&args.vae_tiling)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
     let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
@@ -92,7 +93,7 @@ pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Pain
     let precision = Precision::from(args.precision).resolve(gpu.is_cpu());
     reporter.line(&format!("adapter: {}, {}", gpu.describe(), precision.name()));
     let name = checkpoint.name.clone();
-    let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision));
+    let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision).with_tiling(tiling));
     Ok(Box::new(Studio { model, name, hash, pictures: args.batch, generation: None }))
 }
 
@@ -141,7 +142,10 @@ impl Painter for Studio {
                         reporter.begin("loading the decoder", 0, Unit::Pieces);
                     }
                 }
-                Event::DecoderLoaded => reporter.begin("decoding", 0, Unit::Pieces),
+                Event::DecoderLoaded(tiled) => {
+                    let how = if tiled { "decoding in bands of rows" } else { "decoding" };
+                    reporter.begin(how, 0, Unit::Pieces);
+                }
                 Event::Decoded(picture) => {
                     for (name, tensor) in generation.take_dump() {
                         if let Some(dump) = dump.as_deref_mut() {

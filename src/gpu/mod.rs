@@ -3,6 +3,7 @@
 //! Besides `graph::executor` this is the only place that names wgpu.
 
 mod adapter;
+mod memory;
 mod profile;
 
 use std::collections::HashMap;
@@ -13,6 +14,8 @@ use crate::kernels::tuning::Tuning;
 use crate::kernels::{KernelSet, Limits, Variant};
 
 pub use adapter::{AdapterSummary, GpuOptions, adapters};
+pub use memory::Memory;
+pub(crate) use memory::{Buffer, Texture};
 pub use profile::Clock;
 pub(crate) use profile::Timestamps;
 
@@ -33,6 +36,7 @@ pub struct Gpu {
     checked: bool,
     faults: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<(Variant, usize, usize), Arc<Pipeline>>>,
+    ledger: memory::Ledger,
 }
 
 impl Gpu {
@@ -72,7 +76,16 @@ impl Gpu {
             cooperative: 0,
             tuning: Tuning::default(),
         };
-        Self { device, queue, info, limits, checked, faults: Arc::default(), pipelines: Mutex::default() }
+        Self {
+            device,
+            queue,
+            info,
+            limits,
+            checked,
+            faults: Arc::default(),
+            pipelines: Mutex::default(),
+            ledger: memory::Ledger::default(),
+        }
     }
 
     /// Notes the device's errors and its loss for [`Gpu::check`].
@@ -192,36 +205,18 @@ impl Gpu {
         }
     }
 
-    /// A buffer of `size` bytes; an error that names `label` when the device has no room for it.
-    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        let size = size.next_multiple_of(4).max(16);
-        let largest = self.max_buffer_size();
-        let too_large = |found: String| {
-            Error::new("the adapter cannot hold a buffer")
-                .at(label)
-                .expected(format!("at most {largest} bytes in one buffer, and free memory"))
-                .found(found)
-                .hint("a smaller picture, or --precision f16")
-        };
-        if size > largest {
-            return Err(too_large(format!("{size} bytes")));
-        }
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(memory.pop()) {
-            None => Ok(buffer),
-            Some(error) => Err(too_large(format!("{size} bytes and the answer: {error}"))),
-        }
-    }
-
     /// Waits for everything submitted so far; an error if the device failed meanwhile.
     pub fn wait(&self) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        self.poll(None)
+    }
+
+    /// Waits for this submission and those before it, not for later ones; an error if the device failed meanwhile.
+    pub(crate) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        self.poll(Some(submission))
+    }
+
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         self.check()?;
         polled.map(|_| ()).map_err(|error| Error::new("waiting for the GPU").at(self.name()).found(error))
     }

@@ -1,6 +1,6 @@
 //! Timestamps that the device itself writes, and which kinds of them an adapter has.
 
-use super::Gpu;
+use super::{Buffer, Gpu};
 use crate::error::Result;
 
 /// Where times come from.
@@ -34,7 +34,7 @@ impl Clock {
 #[derive(Debug)]
 pub(crate) struct Timestamps {
     set: wgpu::QuerySet,
-    resolved: wgpu::Buffer,
+    resolved: Buffer,
     clock: Clock,
     /// Seconds of one tick.
     period: f64,

@@ -1,21 +1,18 @@
 //! From a plan to the GPU: pipelines, buffers and bind groups made once, then one loop over the compiled launches.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::recording::{self, Pace, Recording, Submission};
 use super::staging::{Part, Scratch, Stage};
-use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, plan};
+use super::{Graph, Node, Operand, Shape, Value, ValueInfo, WeightSpec, footprint, plan};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline};
+use crate::gpu::{Buffer, Gpu, Pipeline};
 use crate::kernels::Launch;
 use crate::tensor::{DType, HostTensor};
 
-/// Weights are gathered in buffers of about this size, so that few allocations hold them all.
-const WEIGHT_BUFFER_BYTES: u64 = 256 << 20;
-/// A submission holds about this much work, so that a driver's watchdog (2 s on Windows) sees it end.
-const SUBMISSION_FLOPS: u64 = 100_000_000_000;
 /// Every launch's parameters start on this boundary, WebGPU's default alignment of uniform offsets.
-const PARAMS_STRIDE: u64 = 256;
+pub(super) const PARAMS_STRIDE: u64 = 256;
 
 const VALUE_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
@@ -23,23 +20,15 @@ const VALUE_USAGE: wgpu::BufferUsages =
 /// Writes a weight's packed bytes: called with consecutive pieces.
 pub type WeightSink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
+/// One dispatch, ready to be recorded.
 pub(super) struct CompiledLaunch {
-    pipeline: Arc<Pipeline>,
-    bind_group: wgpu::BindGroup,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: wgpu::BindGroup,
     pub(super) stages: Vec<Stage>,
-    workgroups: [u32; 3],
-    pub(super) flops: u64,
+    pub(super) workgroups: [u32; 3],
+    /// Its share of the call's [`recording::work`].
+    pub(super) work: u64,
     pub(super) node: usize,
-}
-
-impl CompiledLaunch {
-    /// Records the dispatch alone.
-    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&self.pipeline.pipeline);
-        pass.set_bind_group(0, &self.bind_group, &[]);
-        let [x, y, z] = self.workgroups;
-        pass.dispatch_workgroups(x, y, z);
-    }
 }
 
 /// A graph ready to run: nothing is allocated any more.
@@ -47,9 +36,12 @@ pub struct Executor {
     pub(super) gpu: Arc<Gpu>,
     pub(super) launches: Vec<CompiledLaunch>,
     pub(super) labels: Vec<String>,
-    activations: Vec<wgpu::Buffer>,
+    activations: Vec<Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
+    pace: Arc<Mutex<Pace>>,
+    /// Weights and parameters, which the bind groups refer to; held so that they count as long as they are there.
+    _constant: Vec<Buffer>,
 }
 
 impl std::fmt::Debug for Executor {
@@ -61,7 +53,7 @@ impl std::fmt::Debug for Executor {
 /// A value on the GPU that outlives the graph which made it. Clones share the storage.
 #[derive(Debug, Clone)]
 pub struct Resident {
-    pub(super) buffer: wgpu::Buffer,
+    pub(super) buffer: Buffer,
     info: ValueInfo,
 }
 
@@ -73,16 +65,31 @@ impl Executor {
     pub fn new(
         gpu: &Arc<Gpu>,
         graph: &Graph,
+        fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        Self::sharing(gpu, graph, &[], fill)
+    }
+
+    /// The same, with inputs and outputs that lie where values of other graphs do: what one graph writes the other reads
+    /// without a copy.
+    ///
+    /// # Errors
+    /// As [`Executor::new`], and when a shared value is stored in another way than the named one.
+    pub fn sharing(
+        gpu: &Arc<Gpu>,
+        graph: &Graph,
+        shared: &[(&str, &Resident)],
         mut fill: impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
     ) -> Result<Self> {
         if let Some(fault) = graph.fault() {
             return Err(fault.clone());
         }
         let plan = plan::plan(graph);
-        let buffers = allocate(gpu, graph, &plan, VALUE_USAGE)?;
-        let (weight_buffers, places) = upload(gpu, graph, &mut fill)?;
+        let given = given(graph, &plan, shared)?;
+        let buffers = allocate(gpu, graph, &plan, &given)?;
+        let (mut constant, places) = upload(gpu, graph, &mut fill)?;
         let params = upload_params(gpu, graph)?;
-        let memory = Memory { plan: &plan, buffers: &buffers, weights: &weight_buffers, places: &places };
+        let memory = Memory { plan: &plan, buffers: &buffers, weights: &constant, places: &places };
         let launches = compile(gpu, graph, &memory, &params)?;
         let named = graph.inputs.iter().chain(&graph.outputs);
         let named = named
@@ -91,10 +98,22 @@ impl Executor {
                 (name.clone(), Resident { buffer, info: graph.info(*value).clone() })
             })
             .collect();
+        constant.push(params);
         gpu.check()?;
-        let bytes = plan.bytes() + graph.weight_bytes();
+        let elsewhere: u64 = given.keys().map(|buffer| plan.sizes[*buffer]).sum();
+        let bytes = plan.bytes() - elsewhere + graph.weight_bytes();
         let labels = graph.nodes.iter().map(|node| node.label.clone()).collect();
-        Ok(Self { gpu: Arc::clone(gpu), launches, labels, activations: buffers, named, bytes })
+        let pace = Arc::default();
+        Ok(Self {
+            gpu: Arc::clone(gpu),
+            launches,
+            labels,
+            activations: buffers,
+            named,
+            bytes,
+            pace,
+            _constant: constant,
+        })
     }
 
     /// Fills inputs, outputs and everything between with NaN, so that a test sees what a kernel reads but nothing wrote.
@@ -104,26 +123,33 @@ impl Executor {
         }
     }
 
-    /// Bytes on the GPU: weights and activations.
+    /// Bytes on the GPU: weights and activations, without what is shared with another graph.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Records and submits one run. Returns without waiting for it.
-    pub fn run(&self) {
-        let mut begin = 0;
-        while begin < self.launches.len() {
-            let mut end = begin;
-            let mut flops = 0;
-            while end < self.launches.len() && (flops < SUBMISSION_FLOPS || end == begin) {
-                flops += self.launches[end].flops;
-                end += 1;
-            }
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder, &self.launches[begin..end]);
-            self.gpu.queue.submit([encoder.finish()]);
-            begin = end;
-        }
+    pub fn run(&self) -> Submission {
+        let mut recording = self.begin();
+        self.record(&mut recording);
+        recording.submit()
+    }
+
+    /// An empty recording, submitted in slices as this graph's runs before let expect.
+    pub fn begin(&self) -> Recording {
+        Recording::new(&self.gpu, &self.pace)
+    }
+
+    /// Appends one run to a recording, which another graph on the same device may have begun.
+    pub fn record(&self, recording: &mut Recording) {
+        recording.launches(&self.launches);
+    }
+
+    /// Seconds of this processor for recording one run and making the driver's commands of it, which are thrown away.
+    pub fn recording_seconds(&self) -> f64 {
+        let start = std::time::Instant::now();
+        Recording::new(&self.gpu, &Arc::default()).discard(&self.launches);
+        start.elapsed().as_secs_f64()
     }
 
     /// Fills an input from a [B, H, W, C] tensor of its shape.
@@ -203,7 +229,7 @@ impl Executor {
         Ok(())
     }
 
-    fn copy(&self, from: &wgpu::Buffer, to: &wgpu::Buffer, offset: u64, size: u64) {
+    fn copy(&self, from: &Buffer, to: &Buffer, offset: u64, size: u64) {
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, 0, to, offset, size);
         self.gpu.queue.submit([encoder.finish()]);
@@ -218,23 +244,11 @@ impl Executor {
     }
 }
 
-/// Records launches in as few passes as the copies between them allow.
-pub(super) fn record(encoder: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
-    let mut begin = 0;
-    while begin < launches.len() {
-        launches[begin].stages.iter().for_each(|stage| stage.record(encoder));
-        let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        launches[begin..=begin + plain].iter().for_each(|launch| launch.dispatch(&mut pass));
-        begin += plain + 1;
-    }
-}
-
 /// Where values and weights lie.
 struct Memory<'a> {
     plan: &'a plan::Plan,
-    buffers: &'a [wgpu::Buffer],
-    weights: &'a [wgpu::Buffer],
+    buffers: &'a [Buffer],
+    weights: &'a [Buffer],
     places: &'a [Place],
 }
 
@@ -264,12 +278,14 @@ impl Memory<'_> {
 }
 
 /// Compiles every launch of every node.
-fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer) -> Result<Vec<CompiledLaunch>> {
+fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &Buffer) -> Result<Vec<CompiledLaunch>> {
     let mut scratch = Scratch::default();
     for node in &graph.nodes {
         for launch in &node.call.launches {
             let parts = memory.parts(gpu, graph, node, launch)?;
-            node.call.variant.staged().iter().for_each(|position| scratch.reserve(*position, &parts[*position]));
+            for position in node.call.variant.staged() {
+                scratch.reserve(*position, parts[*position].size, parts[*position].dtype);
+            }
         }
     }
     scratch.allocate(gpu)?;
@@ -304,7 +320,7 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer)
                 bind_group,
                 stages,
                 workgroups: launch.workgroups,
-                flops: node.call.flops / node.call.launches.len() as u64,
+                work: recording::work(&node.call) / node.call.launches.len() as u64,
                 node: index,
             });
         }
@@ -312,7 +328,7 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &wgpu::Buffer)
     Ok(launches)
 }
 
-fn binding(index: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
+fn binding(index: u32, buffer: &Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
     let size = wgpu::BufferSize::new(size.next_multiple_of(4));
     let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
     wgpu::BindGroupEntry { binding: index, resource }
@@ -334,7 +350,23 @@ fn check_binding(gpu: &Gpu, info: &ValueInfo, size: u64) -> Result<()> {
         .hint("a smaller picture, --precision f16, or another --adapter"))
 }
 
-fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsages) -> Result<Vec<wgpu::Buffer>> {
+/// The buffers of the plan that are other graphs'.
+fn given(graph: &Graph, plan: &plan::Plan, shared: &[(&str, &Resident)]) -> Result<HashMap<usize, Buffer>> {
+    let place = |(name, resident): &(&str, &Resident)| {
+        let named = graph.inputs.iter().chain(&graph.outputs).find(|(known, _)| known == name);
+        let value = named.map(|(_, value)| *value);
+        let value = value.unwrap_or_else(|| panic!("{name} is to be shared, but is no input or output"));
+        let (info, other) = (graph.info(value), &resident.info);
+        if info.shape != other.shape || info.dtype != other.dtype {
+            let stored = |info: &ValueInfo| format!("{} in {}", info.shape, info.dtype.name());
+            return Err(Error::new("values to be shared differ").at(name).expected(stored(info)).found(stored(other)));
+        }
+        Ok((buffer_index(plan, value), resident.buffer.clone()))
+    };
+    shared.iter().map(place).collect()
+}
+
+fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, given: &HashMap<usize, Buffer>) -> Result<Vec<Buffer>> {
     let label = |buffer: usize| {
         let owners = (0..graph.values.len()).filter(|value| plan.buffer_of[*value] == Some(buffer));
         let largest = owners.max_by_key(|value| {
@@ -346,7 +378,11 @@ fn allocate(gpu: &Gpu, graph: &Graph, plan: &plan::Plan, usage: wgpu::BufferUsag
             |value| format!("{} {}", graph.values[value].label, graph.values[value].shape),
         )
     };
-    plan.sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&label(index), *size, usage)).collect()
+    let make = |(index, size): (usize, &u64)| match given.get(&index) {
+        Some(buffer) => Ok(buffer.clone()),
+        None => gpu.buffer(&label(index), *size, VALUE_USAGE),
+    };
+    plan.sizes.iter().enumerate().map(make).collect()
 }
 
 /// Lays the weights into large buffers and fills them piece by piece, waiting now and then so that staging memory
@@ -355,38 +391,26 @@ fn upload(
     gpu: &Gpu,
     graph: &Graph,
     fill: &mut impl FnMut(&WeightSpec, &mut WeightSink<'_>) -> Result<()>,
-) -> Result<(Vec<wgpu::Buffer>, Vec<Place>)> {
-    let align = gpu.limits().alignment.max(256);
-    let capacity = WEIGHT_BUFFER_BYTES.min(gpu.max_buffer_size());
-    let mut sizes: Vec<u64> = Vec::new();
-    let mut places = Vec::with_capacity(graph.weights.len());
-    for spec in &graph.weights {
-        let size = spec.bytes();
-        let used = sizes.last().map_or(u64::MAX, |used| used.next_multiple_of(align));
-        if used == u64::MAX || used + size > capacity {
-            sizes.push(size);
-            places.push((sizes.len() - 1, 0, size));
-        } else {
-            let last = sizes.len() - 1;
-            sizes[last] = used + size;
-            places.push((last, used, size));
-        }
-    }
+) -> Result<(Vec<Buffer>, Vec<Place>)> {
+    let plan::WeightPlan { places, sizes } = plan::weights(graph, gpu.max_buffer_size());
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let buffers: Result<Vec<_>> =
         sizes.iter().enumerate().map(|(index, size)| gpu.buffer(&format!("weights {index}"), *size, usage)).collect();
     let buffers = buffers?;
-    let mut pending = 0;
+    let mut pending = Vec::new();
+    let mut pending_bytes = 0;
     for (spec, (buffer, offset, size)) in graph.weights.iter().zip(&places) {
         let mut written = 0;
         fill(spec, &mut |piece: &[u8]| {
             gpu.queue.write_buffer(&buffers[*buffer], offset + written, piece);
             written += piece.len() as u64;
-            pending += piece.len() as u64;
-            if pending > 32 << 20 {
-                pending = 0;
+            pending.push(gpu.charge(piece.len() as u64));
+            pending_bytes += piece.len() as u64;
+            if pending_bytes > footprint::UPLOAD_BYTES {
                 gpu.queue.submit([]);
                 gpu.wait()?;
+                pending.clear();
+                pending_bytes = 0;
             }
             Ok(())
         })?;
@@ -397,7 +421,7 @@ fn upload(
     Ok((buffers, places))
 }
 
-fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<wgpu::Buffer> {
+fn upload_params(gpu: &Gpu, graph: &Graph) -> Result<Buffer> {
     let mut bytes = Vec::new();
     for launch in graph.nodes.iter().flat_map(|node| &node.call.launches) {
         assert!(launch.params.len() as u64 <= PARAMS_STRIDE, "parameters of a launch take more than one slot");

@@ -1,7 +1,9 @@
 //! The graph: values in SSA form, nodes in execution order, weights by path. Building it needs no GPU and no weights.
 
 pub mod executor;
+pub mod footprint;
 pub mod plan;
+pub mod recording;
 mod staging;
 pub mod timing;
 pub mod trial;
@@ -93,6 +95,16 @@ pub enum Operand {
     Value(Value),
     /// A weight.
     Weight(WeightId),
+}
+
+impl Operand {
+    /// The activation, if it is one.
+    pub fn value(&self) -> Option<Value> {
+        match self {
+            Operand::Value(value) => Some(*value),
+            Operand::Weight(_) => None,
+        }
+    }
 }
 
 impl From<Value> for Operand {
@@ -318,6 +330,17 @@ impl Graph {
     /// Appends an operation with one output.
     pub fn push(&mut self, label: &str, call: Call, inputs: Vec<Operand>, shape: Shape, dtype: DType) -> Value {
         self.push_many(label, call, inputs, &[(shape, dtype)])[0]
+    }
+
+    /// A value that several operations write, each a part of it, with [`Graph::push_into`].
+    pub fn reserve(&mut self, label: &str, shape: Shape, dtype: DType) -> Value {
+        self.value(label, shape, dtype)
+    }
+
+    /// Appends an operation that writes a part of a reserved value: the rows that its dispatches are about.
+    pub fn push_into(&mut self, label: &str, call: Call, inputs: Vec<Operand>, output: Value) {
+        let label = format!("{label}:{}", call.variant.stem);
+        self.nodes.push(Node { label, call, inputs, outputs: vec![output] });
     }
 
     /// Remembers the first fault that a later step must report before anything runs.

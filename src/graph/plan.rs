@@ -1,6 +1,9 @@
-//! From lifetimes to buffers: which values share a buffer, and how large each buffer must be.
+//! From lifetimes to buffers: which values share a buffer, how large each buffer must be, and where weights lie in theirs.
 
-use super::{Graph, Operand, Value};
+use super::{Graph, Operand, Value, WeightSpec};
+
+/// Weights are gathered in buffers of about this size, so that few allocations hold them all.
+const WEIGHT_BUFFER_BYTES: u64 = 256 << 20;
 
 /// Where every value of a graph lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,47 +21,99 @@ impl Plan {
     }
 }
 
+/// Where every weight of a graph lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightPlan {
+    /// Per weight its buffer, and its offset and size in bytes.
+    pub places: Vec<(usize, u64, u64)>,
+    /// Per buffer, its size in bytes.
+    pub sizes: Vec<u64>,
+}
+
+/// Lays the weights one behind the other into buffers of at most `largest` bytes (a larger weight has one of its own).
+pub fn weights(graph: &Graph, largest: u64) -> WeightPlan {
+    let align = graph.limits().alignment.max(256);
+    let capacity = WEIGHT_BUFFER_BYTES.min(largest);
+    let mut plan = WeightPlan { places: Vec::new(), sizes: Vec::new() };
+    for size in graph.weights.iter().map(WeightSpec::bytes) {
+        let offset = plan.sizes.last().map(|used| used.next_multiple_of(align)).filter(|used| used + size <= capacity);
+        match (offset, plan.sizes.last_mut()) {
+            (Some(offset), Some(last)) => *last = offset + size,
+            _ => plan.sizes.push(size),
+        }
+        plan.places.push((plan.sizes.len() - 1, offset.unwrap_or(0), size));
+    }
+    plan
+}
+
+/// The steps between which a value's content matters, both included.
+type Life = (usize, usize);
+
 /// Assigns whole buffers by lifetime. Inputs and outputs keep a buffer of their own for the graph's life.
+///
+/// Two greedy ways are tried and the smaller total is taken: values by decreasing size, each into the smallest buffer
+/// that nothing else occupies meanwhile; and values in the order of execution, each into a buffer that is free by then.
 pub fn plan(graph: &Graph) -> Plan {
-    let count = graph.values.len();
-    let mut last_use = vec![None; count];
+    let lives = lives(graph);
+    let by_size = by_size(graph, &lives);
+    let in_order = in_order(graph, &lives);
+    if by_size.bytes() <= in_order.bytes() { by_size } else { in_order }
+}
+
+/// Per value its life, from the first step that writes it to the last that reads or writes it.
+fn lives(graph: &Graph) -> Vec<Option<Life>> {
+    let mut lives: Vec<Option<Life>> = vec![None; graph.values.len()];
     for (step, node) in graph.nodes.iter().enumerate() {
-        for operand in &node.inputs {
-            if let Operand::Value(value) = operand {
-                last_use[value.0 as usize] = Some(step);
-            }
-        }
-        for output in &node.outputs {
-            last_use[output.0 as usize].get_or_insert(step);
+        for value in node.inputs.iter().filter_map(Operand::value).chain(node.outputs.iter().copied()) {
+            lives[value.0 as usize].get_or_insert((step, step)).1 = step;
         }
     }
-    let kept: Vec<Value> = graph.inputs.iter().chain(&graph.outputs).map(|(_, value)| *value).collect();
-    let mut pool = Pool { sizes: Vec::new(), free: Vec::new() };
-    let mut buffer_of = vec![None; count];
-    for value in &kept {
-        let index = value.0 as usize;
-        if buffer_of[index].is_none() {
-            pool.sizes.push(bytes(graph, *value));
-            buffer_of[index] = Some(pool.sizes.len() - 1);
-        }
+    for (_, value) in graph.inputs.iter().chain(&graph.outputs) {
+        lives[value.0 as usize] = Some((0, usize::MAX));
     }
-    for (step, node) in graph.nodes.iter().enumerate() {
-        for output in &node.outputs {
-            let index = output.0 as usize;
-            if buffer_of[index].is_none() {
-                buffer_of[index] = Some(pool.take(bytes(graph, *output)));
-            }
-        }
-        let read = node.inputs.iter().filter_map(|operand| match operand {
-            Operand::Value(value) => Some(*value),
-            Operand::Weight(_) => None,
+    lives
+}
+
+fn by_size(graph: &Graph, lives: &[Option<Life>]) -> Plan {
+    let mut order: Vec<usize> = (0..lives.len()).filter(|value| lives[*value].is_some()).collect();
+    order.sort_by_key(|value| std::cmp::Reverse(bytes(graph, Value(*value as u32))));
+    let mut plan = Plan { buffer_of: vec![None; lives.len()], sizes: Vec::new() };
+    let mut occupied: Vec<Vec<Life>> = Vec::new();
+    for value in order {
+        let Some(life) = lives[value] else { continue };
+        let apart = |others: &Vec<Life>| others.iter().all(|other| other.1 < life.0 || life.1 < other.0);
+        // Sizes fall, so every buffer is large enough and the last that is free is the smallest.
+        let buffer = occupied.iter().rposition(apart).unwrap_or_else(|| {
+            plan.sizes.push(bytes(graph, Value(value as u32)));
+            occupied.push(Vec::new());
+            occupied.len() - 1
         });
+        occupied[buffer].push(life);
+        plan.buffer_of[value] = Some(buffer);
+    }
+    plan
+}
+
+fn in_order(graph: &Graph, lives: &[Option<Life>]) -> Plan {
+    let mut pool = Pool { sizes: Vec::new(), free: Vec::new() };
+    let mut buffer_of = vec![None; lives.len()];
+    for value in 0..lives.len() {
+        if lives[value] == Some((0, usize::MAX)) {
+            pool.sizes.push(bytes(graph, Value(value as u32)));
+            buffer_of[value] = Some(pool.sizes.len() - 1);
+        }
+    }
+    for (step, node) in graph.nodes.iter().enumerate() {
+        for output in &node.outputs {
+            buffer_of[output.0 as usize].get_or_insert_with(|| pool.take(bytes(graph, *output)));
+        }
+        let read = node.inputs.iter().filter_map(Operand::value);
         let mut dying: Vec<Value> = read.chain(node.outputs.iter().copied()).collect();
         dying.sort_unstable();
         dying.dedup();
         for value in dying {
             let index = value.0 as usize;
-            if last_use[index] == Some(step) && !kept.contains(&value) {
+            if lives[index].is_some_and(|life| life.1 == step) {
                 pool.free.extend(buffer_of[index]);
             }
         }

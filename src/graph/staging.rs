@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Buffer, Gpu, Texture};
 use crate::tensor::DType;
 
 /// Texels in one row of a scratch texture; `shaders/*_lanes.wgsl` know it too.
@@ -16,7 +16,7 @@ pub(crate) const WIDTH: u64 = 2048;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Part {
     /// The buffer.
-    pub buffer: wgpu::Buffer,
+    pub buffer: Buffer,
     /// First byte.
     pub offset: u64,
     /// Bytes.
@@ -29,14 +29,14 @@ pub(crate) struct Part {
 #[derive(Debug, Clone)]
 pub(crate) struct Stage {
     part: Part,
-    texture: wgpu::Texture,
+    texture: Texture,
 }
 
 /// Scratch textures, one for each binding and element type, large enough for every launch.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     heights: HashMap<(usize, DType), u64>,
-    textures: HashMap<(usize, DType), wgpu::Texture>,
+    textures: HashMap<(usize, DType), Texture>,
 }
 
 fn texel_bytes(dtype: DType) -> u64 {
@@ -44,17 +44,22 @@ fn texel_bytes(dtype: DType) -> u64 {
 }
 
 impl Scratch {
-    /// Notes that binding `position` must hold `part`.
-    pub fn reserve(&mut self, position: usize, part: &Part) {
-        let height = part.size.div_ceil(WIDTH * texel_bytes(part.dtype));
-        let entry = self.heights.entry((position, part.dtype)).or_insert(1);
+    /// Notes that binding `position` must hold `size` bytes of vectors of `dtype`.
+    pub fn reserve(&mut self, position: usize, size: u64, dtype: DType) {
+        let height = size.div_ceil(WIDTH * texel_bytes(dtype));
+        let entry = self.heights.entry((position, dtype)).or_insert(1);
         *entry = height.max(*entry);
+    }
+
+    /// Bytes of all textures together.
+    pub fn bytes(&self) -> u64 {
+        self.heights.iter().map(|((_, dtype), height)| height * WIDTH * texel_bytes(*dtype)).sum()
     }
 
     /// Makes the textures.
     pub fn allocate(&mut self, gpu: &Gpu) -> Result<()> {
         for (&(position, dtype), &height) in &self.heights {
-            let texture = gpu.device.create_texture(&wgpu::TextureDescriptor {
+            let descriptor = wgpu::TextureDescriptor {
                 label: Some("staged operand"),
                 size: wgpu::Extent3d { width: WIDTH as u32, height: height as u32, depth_or_array_layers: 1 },
                 mip_level_count: 1,
@@ -66,7 +71,8 @@ impl Scratch {
                 },
                 usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
                 view_formats: &[],
-            });
+            };
+            let texture = gpu.texture(&descriptor, height * WIDTH * texel_bytes(dtype))?;
             self.textures.insert((position, dtype), texture);
         }
         gpu.check()

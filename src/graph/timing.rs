@@ -5,14 +5,14 @@
 
 use std::time::Instant;
 
-use super::executor::{CompiledLaunch, Executor, Resident, record};
+use super::executor::{CompiledLaunch, Executor, Resident};
 use crate::error::Result;
 use crate::gpu::{Clock, Gpu, Timestamps};
 
 /// Launches of one submission of a profile: two timestamps each must fit a query set.
 const PROFILED_LAUNCHES: usize = Timestamps::MOST as usize / 2 - 1;
 /// A profile's submissions are cut as a run's are, so that a driver's watchdog sees them end.
-const PROFILED_FLOPS: u64 = 100_000_000_000;
+const PROFILED_WORK: u64 = 100_000_000_000;
 
 /// One stretch of work.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -162,15 +162,37 @@ impl Executor {
     }
 }
 
+impl CompiledLaunch {
+    /// Records the dispatch alone.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        let [x, y, z] = self.workgroups;
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// Records launches in as few passes as the copies between them allow.
+fn record(commands: &mut wgpu::CommandEncoder, launches: &[CompiledLaunch]) {
+    let mut begin = 0;
+    while begin < launches.len() {
+        launches[begin].stages.iter().for_each(|stage| stage.record(commands));
+        let plain = launches[begin + 1..].iter().take_while(|launch| launch.stages.is_empty()).count();
+        let mut pass = commands.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        launches[begin..=begin + plain].iter().for_each(|launch| launch.dispatch(&mut pass));
+        begin += plain + 1;
+    }
+}
+
 /// Cuts a run into submissions with room for their timestamps.
 fn submissions(launches: &[CompiledLaunch]) -> Vec<&[CompiledLaunch]> {
     let mut parts = Vec::new();
     let mut begin = 0;
     while begin < launches.len() {
         let mut end = begin;
-        let mut flops = 0;
-        while end < launches.len() && end - begin < PROFILED_LAUNCHES && (flops < PROFILED_FLOPS || end == begin) {
-            flops += launches[end].flops;
+        let mut work = 0;
+        while end < launches.len() && end - begin < PROFILED_LAUNCHES && (work < PROFILED_WORK || end == begin) {
+            work += launches[end].work;
             end += 1;
         }
         parts.push(&launches[begin..end]);

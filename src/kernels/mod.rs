@@ -10,6 +10,7 @@
 use crate::tensor::DType;
 
 pub mod attention;
+pub mod band_norm;
 pub mod bands;
 pub mod cases;
 pub mod concat;
@@ -55,6 +56,9 @@ macro_rules! shaders {
 shaders![
     "attention_lanes",
     "attention_tile",
+    "band_norm",
+    "band_rows",
+    "band_stats",
     "concat",
     "elementwise",
     "embed",

@@ -3,6 +3,7 @@
 pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
+    mod bands;
     pub mod vae;
 }
 /// From text vectors and noise to the intermediate product.

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use super::decode::{DecodeStage, Tiling};
+use super::denoise::{DenoiseStage, step_graph};
 use super::request::Settings;
-use super::stages::{DecodeStage, DenoiseStage, TextStage, execute};
+use super::stages::{TextStage, execute};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::graph::Graph;
 use crate::graph::executor::Executor;
-use crate::graph::{Graph, plan};
+use crate::graph::footprint::{Footprint, footprint};
 use crate::kernels::Limits;
 use crate::tensor::DType;
 use crate::weights::Source;
@@ -38,7 +41,7 @@ impl Stage {
     }
 }
 
-/// What a stage takes on the adapter while it is loaded, in bytes.
+/// What a stage takes on the adapter, in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageMemory {
     /// Which.
@@ -47,8 +50,25 @@ pub struct StageMemory {
     pub weights: u64,
     /// Activations, inputs and outputs.
     pub activations: u64,
+    /// What else is there at its peak: parameters and staged operands, or what the weights are loaded through; values that
+    /// go from stage to stage; the picture on its way to the host; and the UNet, where it stays while a picture is decoded.
+    pub others: u64,
+    /// Whether the decoder runs in bands of rows.
+    pub tiled: bool,
     /// Why it cannot run within the limits, if it cannot.
     pub fault: Option<Error>,
+}
+
+impl StageMemory {
+    /// The most bytes at any time of the stage.
+    pub fn peak(&self) -> u64 {
+        self.weights + self.activations + self.others
+    }
+
+    fn of(stage: Stage, footprint: Footprint, peak: u64, fault: Option<Error>) -> Self {
+        let Footprint { weights, activations, .. } = footprint;
+        Self { stage, weights, activations, others: peak - weights - activations, tiled: false, fault }
+    }
 }
 
 /// A stage's graph for pictures of `settings`' size. Needs no device and reads no weights.
@@ -65,12 +85,12 @@ pub fn graph(
     match stage {
         Stage::Text => TextStage::build(checkpoint, limits, precision, settings.clip_skip),
         Stage::Denoise => DenoiseStage::build(checkpoint, limits, precision, settings),
-        Stage::Decode => DecodeStage::build(checkpoint, limits, precision, settings),
+        Stage::Decode => DecodeStage::build(checkpoint, limits, precision, settings, false),
     }
 }
 
-/// The bytes that every stage needs. The stages are loaded one after the other; the UNet stays while the picture is
-/// decoded if there are further pictures to draw.
+/// The bytes that every stage of one picture needs; the largest [`StageMemory::peak`] is what the run takes. Uploads between
+/// steps (a few latents) are not told.
 ///
 /// # Errors
 /// As [`graph`].
@@ -80,12 +100,54 @@ pub fn memory(
     precision: DType,
     limits: Limits,
 ) -> Result<Vec<StageMemory>> {
-    let measure = |stage| {
-        let graph = graph(stage, checkpoint, limits, precision, settings)?;
-        let activations = plan::plan(&graph).bytes();
-        Ok(StageMemory { stage, weights: graph.weight_bytes(), activations, fault: graph.fault().cloned() })
+    memory_of(checkpoint, settings, precision, limits, 1, Tiling::default())
+}
+
+/// The same for `pictures` pictures, decoded as `tiling` says. The stages are loaded one after the other; the UNet stays
+/// while a picture is decoded if there are further pictures to draw.
+///
+/// # Errors
+/// As [`graph`].
+pub fn memory_of(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    precision: DType,
+    limits: Limits,
+    pictures: u32,
+    tiling: Tiling,
+) -> Result<Vec<StageMemory>> {
+    let text = graph(Stage::Text, checkpoint, limits, precision, settings)?;
+    let unet = graph(Stage::Denoise, checkpoint, limits, precision, settings)?;
+    let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
+    let (latent, batch) = (DenoiseStage::latent_shape(checkpoint, settings), 1 + u32::from(settings.guided));
+    let step = step_graph(limits, precision, latent, batch, settings, slots);
+    let named = |graph: &Graph, names: &[&str]| -> u64 {
+        let all = graph.inputs.iter().chain(&graph.outputs).filter(|(name, _)| names.contains(&name.as_str()));
+        all.map(|(_, value)| graph.shape(*value).bytes(graph.dtype(*value))).sum()
     };
-    Stage::ALL.into_iter().map(measure).collect()
+    let text_footprint = footprint(&text);
+    let prompt = named(&text, &["context", "pooled"]);
+    let vectors = prompt * u64::from(batch);
+    let text_peak = text_footprint.peak().max(text_footprint.loaded() + vectors);
+
+    let (unet_footprint, step_footprint) = (footprint(&unet), footprint(&step));
+    // The update is compiled twice; both share the UNet's ends, and the second all the buffers of the first.
+    let update = step_footprint.loaded() - named(&step, &["model_output", "model_input"]);
+    let updates = update + step_footprint.weights + step_footprint.parameters;
+    let state = named(&step, &["state"]);
+    let running = unet_footprint.loaded() + updates;
+    let unet_peak = (vectors + unet_footprint.peak()).max(vectors + running).max(running + state);
+
+    let beside = if pictures > 1 { running } else { state };
+    let decoder = DecodeStage::choose(checkpoint, limits, precision, settings, tiling, beside)?;
+    let decode_peak = beside + decoder.peak(settings);
+    let fault = |graph: &Graph| graph.fault().cloned();
+    let decode = StageMemory::of(Stage::Decode, decoder.footprint, decode_peak, fault(&decoder.graph));
+    Ok(vec![
+        StageMemory::of(Stage::Text, text_footprint, text_peak, fault(&text)),
+        StageMemory::of(Stage::Denoise, unet_footprint, unet_peak, fault(&unet)),
+        StageMemory { tiled: decoder.tiled, ..decode },
+    ])
 }
 
 /// A stage's `graph`, compiled and its weights uploaded.

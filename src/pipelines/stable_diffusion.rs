@@ -1,13 +1,18 @@
 //! The spine of Stable Diffusion 1.x, 2.x and XL: prompt -> text vectors -> latent -> picture.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::decode::{DecodeStage, Tiling};
+use super::denoise::DenoiseStage;
+use super::inspect;
 use super::request::{Request, Settings};
-use super::stages::{DecodeStage, DenoiseStage, Side, TextStage, TextVectors};
+use super::stages::{Side, TextStage, TextVectors};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
 use crate::graph::executor::Resident;
+use crate::graph::recording::Submission;
 use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
@@ -28,6 +33,7 @@ pub struct StableDiffusion {
     gpu: Arc<Gpu>,
     checkpoint: Checkpoint,
     precision: DType,
+    tiling: Tiling,
 }
 
 /// What has just been done.
@@ -39,13 +45,17 @@ pub enum Event {
     TextEncoded(Vec<String>),
     /// The UNet's weights are on the GPU and its kernels compiled. Bytes that it takes there.
     DenoiserLoaded(u64),
-    /// Step `.0` of `.1` is done.
+    /// Step `.0` of `.1`, counted from 1, is done on the adapter. The following one has been submitted meanwhile, unless the
+    /// intermediates are kept.
     Step(usize, usize),
-    /// The decoder is ready.
-    DecoderLoaded,
+    /// The decoder is ready; whether it runs in bands of rows.
+    DecoderLoaded(bool),
     /// The picture.
     Decoded(Picture),
 }
+
+/// Steps submitted and not waited for: the adapter has the next one at hand when it is done with the present one.
+const STEPS_UNDER_WAY: usize = 2;
 
 /// The encoded prompts, the negative one first.
 type Prompts = Vec<(Side, TextVectors)>;
@@ -71,6 +81,8 @@ pub struct Generation {
     phase: Phase,
     denoise: Option<DenoiseStage>,
     decode: Option<DecodeStage>,
+    /// The steps that the adapter has not been seen to finish, the oldest first.
+    flying: VecDeque<Submission>,
     noise: TorchGenerator,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
@@ -79,7 +91,13 @@ pub struct Generation {
 impl StableDiffusion {
     /// A model to be run on `gpu`, its activations and matrices stored as `precision` (f32 or f16).
     pub fn new(gpu: Arc<Gpu>, checkpoint: Checkpoint, precision: DType) -> Self {
-        Self { gpu, checkpoint, precision }
+        Self { gpu, checkpoint, precision, tiling: Tiling::default() }
+    }
+
+    /// The same model, decoding its pictures as `tiling` says.
+    #[must_use]
+    pub fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
     }
 
     /// The checkpoint.
@@ -100,7 +118,8 @@ impl StableDiffusion {
         let shape = DenoiseStage::latent_shape(&self.checkpoint, &settings);
         check_latents(request.latents.as_ref(), shape)?;
         DenoiseStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
-        DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
+        DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings, false)?;
+        self.check_budget(&settings, count)?;
         Ok(Generation {
             model: Arc::clone(self),
             noise: TorchGenerator::new(request.seed),
@@ -110,9 +129,26 @@ impl StableDiffusion {
             phase: Phase::LoadText,
             denoise: None,
             decode: None,
+            flying: VecDeque::new(),
             remaining: count,
             dump: dump.then(Vec::new),
         })
+    }
+
+    /// A run that would pass the budget whatever is done is refused before anything is loaded.
+    fn check_budget(&self, settings: &Settings, count: u32) -> Result<()> {
+        let Tiling::Auto(Some(budget)) = self.tiling else { return Ok(()) };
+        let (limits, tiling) = (self.gpu.limits(), self.tiling);
+        let stages = inspect::memory_of(&self.checkpoint, settings, self.precision, limits, count, tiling)?;
+        let Some(most) = stages.iter().max_by_key(|stage| stage.peak()).filter(|stage| stage.peak() > budget) else {
+            return Ok(());
+        };
+        Err(Error::new("the picture needs more memory than there is")
+            .at(format!("{} of {} x {} pixels", most.stage.name(), settings.width, settings.height))
+            .expected(format!("at most {budget} bytes"))
+            .found(format!("{} bytes, of which {} are weights", most.peak(), most.weights))
+            .hint("a smaller picture, --precision f16, or a larger budget")
+            .of_memory())
     }
 }
 
@@ -164,7 +200,7 @@ impl Generation {
     /// Does the next piece of work: prompt -> text vectors -> noise -> latent -> picture.
     fn advance(&mut self) -> Result<Option<Event>> {
         let model = Arc::clone(&self.model);
-        let StableDiffusion { gpu, checkpoint, precision } = model.as_ref();
+        let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::LoadText => {
                 let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
@@ -173,6 +209,9 @@ impl Generation {
             }
             Phase::Encode(text) => {
                 let (vectors, cut) = self.encode(&text)?;
+                // What has been submitted holds the encoders' weights: wait, so that they are gone before the UNet's come.
+                drop(text);
+                gpu.wait()?;
                 self.phase = Phase::LoadDenoiser(vectors);
                 Ok(Some(Event::TextEncoded(cut)))
             }
@@ -202,8 +241,10 @@ impl Generation {
                 if self.decode.is_some() {
                     return self.advance();
                 }
-                self.decode = Some(DecodeStage::new(gpu, checkpoint, *precision, &self.settings)?);
-                Ok(Some(Event::DecoderLoaded))
+                let decode = DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?;
+                let tiled = decode.tiled();
+                self.decode = Some(decode);
+                Ok(Some(Event::DecoderLoaded(tiled)))
             }
             Phase::Decode(state) => {
                 let picture = self.decode(&state)?;
@@ -234,7 +275,7 @@ impl Generation {
 
     /// The UNet on the GPU with its text vectors in place; bytes that it takes there.
     fn load_denoiser(&mut self, vectors: &[(Side, TextVectors)]) -> Result<u64> {
-        let StableDiffusion { gpu, checkpoint, precision } = self.model.as_ref();
+        let StableDiffusion { gpu, checkpoint, precision, .. } = self.model.as_ref();
         let denoise = DenoiseStage::new(gpu, checkpoint, *precision, &self.settings, &self.program)?;
         for (side, text) in vectors {
             denoise.condition(text, *side)?;
@@ -257,7 +298,8 @@ impl Generation {
         if let Some(dump) = &mut self.dump {
             dump.push(("noise".to_owned(), noise.clone()));
         }
-        match &self.denoise {
+        self.flying.clear();
+        match &mut self.denoise {
             Some(denoise) => denoise.start(&noise, &self.program),
             None => Ok(()),
         }
@@ -270,18 +312,30 @@ impl Generation {
         HostTensor { data: self.noise.randn(axes.iter().product()), shape: axes }
     }
 
-    /// One evaluation of the model and the solver's update.
+    /// Waits for step `index`. The adapter is given the step after it first, so that it never waits for the host: while one
+    /// step runs, the next is encoded and its noise drawn. Two are under way at most, as each holds memory of the driver.
     fn step(&mut self, index: usize) -> Result<()> {
-        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
-        let evaluation = &self.program.evaluations[index];
-        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
-        let denoise = self.denoise.as_ref().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
-        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())?;
-        self.model.gpu.wait()?;
-        if let Some(dump) = &mut self.dump {
+        let ahead = if self.dump.is_some() { 1 } else { STEPS_UNDER_WAY };
+        while self.flying.len() < ahead && index + self.flying.len() < self.program.evaluations.len() {
+            let submission = self.submit(index + self.flying.len())?;
+            self.flying.push_back(submission);
+        }
+        if let Some(submission) = self.flying.pop_front() {
+            submission.wait()?;
+        }
+        if let (Some(dump), Some(denoise)) = (&mut self.dump, &self.denoise) {
             dump.push((format!("latents.{index}"), denoise.latent()?));
         }
         Ok(())
+    }
+
+    /// One evaluation of the model and the solver's update.
+    fn submit(&mut self, index: usize) -> Result<Submission> {
+        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
+        let evaluation = &self.program.evaluations[index];
+        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
+        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())
     }
 
     /// The finished latent on the GPU, checked; the UNet is released if no further picture needs it.

@@ -3,6 +3,7 @@
 //! The numbers come from `tools/goldens/make.py`. Without an adapter the tests that need one pass without doing anything.
 
 mod golden;
+mod memory;
 mod taps;
 
 use std::sync::{Arc, OnceLock};

@@ -38,7 +38,7 @@ fn tensors([x, weight, bias]: &[Vec<f64>; 3], channels: u32, dtype: DType) -> Ve
 }
 
 /// K eps of (|x| + |mean|) / deviation * |weight| + |bias|, given the reference's result as a function of x.
-fn tolerances(x: &[f64], y: &[f64], weight: &[f64], bias: &[f64], statistics: &[(f64, f64)]) -> Vec<f64> {
+pub(super) fn tolerances(x: &[f64], y: &[f64], weight: &[f64], bias: &[f64], statistics: &[(f64, f64)]) -> Vec<f64> {
     let channels = weight.len();
     let terms = |i: usize| {
         let (mean, scale) = statistics[i];
@@ -98,7 +98,7 @@ impl Kernel for Normed<LayerNorm> {
     }
 }
 
-fn mean_and_scale(values: &[f64], eps: f32) -> (f64, f64) {
+pub(super) fn mean_and_scale(values: &[f64], eps: f32) -> (f64, f64) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
