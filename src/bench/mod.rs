@@ -90,7 +90,7 @@ pub struct Row {
     pub seconds: f64,
     /// The fastest run.
     pub minimum: f64,
-    /// How sure the median is, as [`Sample::doubt`] tells.
+    /// How sure the median is, as [`Sample::doubt`] tells; infinite, and null in JSON, where that is not known.
     pub doubt: f64,
     /// How often it was timed.
     pub samples: u32,
@@ -114,7 +114,7 @@ impl Row {
             family: None,
             seconds: 0.0,
             minimum: 0.0,
-            doubt: 0.0,
+            doubt: f64::INFINITY,
             samples: 0,
             clock,
             flops: 0,

@@ -20,6 +20,9 @@ pub struct Sampling {
 /// The median counts as known when it is so sure, as a share of itself; see [`Sample::doubt`].
 const SURE: f64 = 0.01;
 
+/// Fewer samples say nothing of how far they are apart.
+pub const FEWEST: usize = 3;
+
 /// What was timed several times.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
@@ -28,7 +31,7 @@ pub struct Sample {
     /// Least seconds.
     pub minimum: f64,
     /// Half the width of the median's 95 % interval as a share of the median: 1.57 * interquartile range / sqrt(count)
-    /// (McGill, Tukey and Larsen 1978, "Variations of Box Plots").
+    /// (McGill, Tukey and Larsen 1978, "Variations of Box Plots"); infinite below [`FEWEST`] samples.
     pub doubt: f64,
     /// How many samples.
     pub count: u32,
@@ -64,7 +67,8 @@ fn summarize(laps: &[Lap]) -> Sample {
     let seconds = if clock.on_device() { sorted(laps.iter().map(|lap| lap.seconds)) } else { wall.clone() };
     let median = quantile(&seconds, 0.5);
     let range = quantile(&seconds, 0.75) - quantile(&seconds, 0.25);
-    let doubt = if median > 0.0 { 1.57 * range / (seconds.len() as f64).sqrt() / median } else { 0.0 };
+    let known = seconds.len() >= FEWEST && median > 0.0;
+    let doubt = if known { 1.57 * range / (seconds.len() as f64).sqrt() / median } else { f64::INFINITY };
     Sample {
         median,
         minimum: seconds.first().copied().unwrap_or(0.0),
@@ -129,6 +133,8 @@ mod tests {
         let sample = sampling(5, 40).take(unsteady).unwrap();
         assert_eq!((sample.count, sample.median, sample.minimum), (40, 1.5, 1.0));
         assert!((sample.doubt - 1.57 / 40f64.sqrt() / 1.5).abs() < 1e-12, "{}", sample.doubt);
+        let few = Sampling { budget: Duration::ZERO, ..sampling(1, 40) }.take(|| Ok(lap(1.0, Clock::Wall))).unwrap();
+        assert_eq!((few.count, few.doubt), (1, f64::INFINITY));
         let none = Sampling { budget: Duration::ZERO, ..sampling(3, 40) };
         let mut turn = 0.0;
         let slower = || {

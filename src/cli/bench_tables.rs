@@ -74,13 +74,9 @@ pub fn stage(what: &str, timed: &StageReport, measured: &Roofs) -> Result<()> {
     let rates = format!("{:.2} GFLOP, {}", *flops as f64 / 1e9, rate(timed.whole.gflops() * 1e9));
     let share = timed.whole.share() * 100.0;
     print_line(&format!("\n{name}: {what}: {}, {rates}, {share:.0} % of the roof", time(*seconds)))?;
-    print_line(&format!(
-        "  median of {samples} by {}, sure to {:.1} %, least {}; wall clock {}",
-        clock.name(),
-        doubt * 100.0,
-        time(*minimum),
-        time(timed.wall)
-    ))?;
+    let sure = if doubt.is_finite() { format!(", sure to {:.1} %", doubt * 100.0) } else { String::new() };
+    let (least, wall) = (time(*minimum), time(timed.wall));
+    print_line(&format!("  median of {samples} by {}{sure}, least {least}; wall clock {wall}", clock.name()))?;
     print_line(&format!("  at the roofs it would take {}", time(timed.whole.ideal())))?;
     print_line(&format!(
         "  {} dispatches; empty ones would take {}; timed one by one ({}) they sum up to {}, {} {}",
