@@ -266,7 +266,7 @@ fn list(svg: &mut String, points: &[Point<'_>]) {
     for (index, point) in points.iter().take(NUMBERED).enumerate() {
         let style = format!("text-anchor=\"end\" font-weight=\"bold\" fill=\"{}\"", colour(point.row.family));
         text(svg, left + 14.0, y, &style, &(index + 1).to_string());
-        let mut name: String = point.row.name.chars().take(46).collect();
+        let mut name: String = point.row.name.chars().take(66).collect();
         if name.len() < point.row.name.len() {
             name.push('…');
         }

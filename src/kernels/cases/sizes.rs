@@ -78,3 +78,24 @@ pub fn model_sizes(dtype: DType) -> Vec<Case> {
     let products = products.into_iter().map(|(what, config)| Case::new("matmul", what, dtype, config.matrix()));
     convs.chain(products).chain(attention::sizes(dtype)).chain(norms::sizes(dtype)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Limits;
+
+    /// No test runs these; they must at least be told apart and fit every adapter.
+    #[test]
+    fn sizes_have_names_and_fit() {
+        let all: Vec<Case> = large_sizes(DType::F32).into_iter().chain(model_sizes(DType::F32)).collect();
+        let mut names: Vec<&str> = all.iter().map(|case| case.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+        for case in &all {
+            let work = case.work(&Limits::default()).unwrap_or_else(|| panic!("{} does not fit", case.name));
+            let some = |of: fn(&crate::kernels::Call) -> u64| work.steps.iter().any(|step| of(&step.call) > 0);
+            assert!(some(|call| call.bytes) && some(|call| call.flops), "{}", case.name);
+        }
+    }
+}
