@@ -18,7 +18,7 @@ help:
 	@echo "make demo     build scumble and draw \"$(DEMO_PROMPT)\" with the built-in model to $(DEMO_PICTURE)"
 	@echo "make test     run every test; needs no GPU (a software Vulkan driver serves) and no Python"
 	@echo "make lint     check formatting, clippy and the documentation, warnings being errors"
-	@echo "make bench    time one UNet step, one VAE decode and the kernels on this machine's adapter"
+	@echo "make bench    time the kernels, a step and a whole picture on this machine's adapter"
 	@echo "make goldens  compute anew, with PyTorch and diffusers, the numbers that the tests compare with"
 
 demo:

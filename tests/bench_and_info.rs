@@ -96,36 +96,139 @@ fn bad_models_are_refused() {
     }
 }
 
+fn read_json(path: &std::path::Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn number(value: &serde_json::Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn check_row(row: &serde_json::Value) {
+    assert!(row["verified"] == true && number(&row["seconds"]) > 0.0 && number(&row["share"]) >= 0.0, "{row}");
+    assert!(number(&row["gflops"]) >= 0.0 && number(&row["gbps"]) >= 0.0, "{row}");
+    assert!(number(&row["minimum"]) <= number(&row["seconds"]) && row["clock"].is_string(), "{row}");
+}
+
 #[test]
 fn bench_writes_its_figures() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("figures.json");
-    told(&["bench", "step", "--model", "emoji", "-W", "64", "--runs", "1", "--json", path.to_str().unwrap()]);
-    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let text = told(&[
+        "bench",
+        "step",
+        "--model",
+        "emoji",
+        "--size",
+        "64x128",
+        "--runs",
+        "1",
+        "--json",
+        path.to_str().unwrap(),
+    ]);
+    for part in
+        ["by place", "by family", "by kernel", "dispatches; empty ones would take", "at the roofs it would take"]
+    {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let report = read_json(&path);
     assert!(report["adapter"].as_str().is_some_and(|name| !name.is_empty()));
-    assert!(number(&report["roofs"]["copy_gbps"]) > 0.0 && number(&report["roofs"]["fma_gflops"]) > 0.0);
+    for roof in ["copy_gbps", "cache_copy_gbps", "fma_gflops", "launch_gap_seconds"] {
+        assert!(number(&report["roofs"][roof]) > 0.0, "{roof}");
+    }
     assert!(number(&report["step_seconds"]) > 0.0 && number(&report["decode_seconds"]) > 0.0);
     // Weights alone: 4,115,876 numbers of two bytes at the least.
     assert!(number(&report["peak_bytes"]) > 2.0 * 4_115_876.0);
     assert_eq!(report["size"], serde_json::json!([64, 128]));
     let rows = report["rows"].as_array().unwrap();
-    for name in ["step", "decode", "step: scope mid_block", "step: kernel layer_norm", "decode: kernel group_norm"] {
-        let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name}"));
-        assert!(row["verified"] == true && number(&row["seconds"]) > 0.0 && number(&row["share"]) >= 0.0, "{row}");
-        assert!(number(&row["gflops"]) >= 0.0 && number(&row["gbps"]) >= 0.0, "{row}");
+    let find = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no row {name}"));
+    for name in [
+        "step",
+        "decode",
+        "step: scope mid_block",
+        "step: family attention",
+        "step: kernel layer_norm",
+        "decode: kernel group_norm",
+    ] {
+        check_row(find(name));
+    }
+    let sum = |part: &str| -> f64 {
+        let rows = rows.iter().filter(|row| row["name"].as_str().unwrap().starts_with(part));
+        rows.map(|row| number(&row["seconds"])).sum()
+    };
+    let launched = number(&report["step"]["launched_seconds"]);
+    for part in ["step: scope", "step: family", "step: kernel"] {
+        assert!((sum(part) - launched).abs() <= 1e-6 * launched, "{part}: {} of {launched}", sum(part));
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
 }
 
 #[test]
-fn bench_times_kernels_by_name() {
-    let text = told(&["bench", "kernels", "--filter", "layer_norm", "--precision", "f32", "--runs", "1"]);
+fn bench_draws_whole_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("figures.json");
+    let words = ["bench", "image", "--size", "32x32", "--steps", "2", "--runs", "2", "--json", path.to_str().unwrap()];
+    let text = told(&words);
+    assert!(text.contains("first picture: loading") && text.contains("steps/s"), "{text}");
+    let report = read_json(&path);
+    let image = &report["image"];
+    assert_eq!((&image["steps"], &image["pictures"], &report["weights"]), (&2.into(), &2.into(), &"random".into()));
+    let warm = &image["warm"];
+    let parts = ["encoding_seconds", "denoising_seconds", "decoding_seconds"].map(|part| number(&warm[part]));
+    assert!(parts.iter().all(|seconds| *seconds > 0.0) && number(&warm["loading_seconds"]) > 0.0, "{image}");
+    assert!((number(&report["image_seconds"]) - parts.iter().sum::<f64>()).abs() <= 1e-9);
+    assert!(number(&warm["to_first_step_seconds"]) > parts[0] && number(&report["peak_bytes"]) > 0.0);
+}
+
+#[test]
+fn bench_times_kernels_compares_and_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let words = ["bench", "kernels", "--filter", "layer_norm", "--precision", "f32", "--runs", "1"];
+    let text = told(&[&words[..], &["--json", &file("a.json"), "--plot", &file("a.svg")]].concat());
     assert!(text.contains("roofs: copy") && text.contains("layer_norm: SD 1.5, level 1, 1024 x 320, f32"), "{text}");
-    assert!(!text.contains("matmul") && !text.contains("f16"), "{text}");
-    let output = scumble(&["bench", "kernels", "--filter", "nonsense"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("layer_norm, matmul"));
+    assert!(text.contains("times: ") && !text.contains("matmul") && !text.contains(", f16 "), "{text}");
+    let mut report = read_json(file("a.json").as_ref());
+    report["rows"].as_array().unwrap().iter().for_each(check_row);
+    let picture = std::fs::read_to_string(file("a.svg")).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n") && picture.contains("layer_norm: CLIP"));
+
+    let rows = report["rows"].as_array_mut().unwrap();
+    let seconds = number(&rows[0]["seconds"]);
+    rows[0]["seconds"] = (seconds * 1000.0).into();
+    rows[1]["name"] = "a row that is gone".into();
+    report["adapter"] = "another card".into();
+    std::fs::write(file("b.json"), report.to_string()).unwrap();
+    let text = told(&[&words[..], &["--compare", &file("b.json")]].concat());
+    for part in ["warning: another adapter: then \"another card\"", "geometric mean", "only in this run: layer_norm"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert!(text.contains("only in earlier run: a row that is gone"), "{text}");
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    std::fs::write(&file, "{}").unwrap();
+    let file = file.to_str().unwrap();
+    for (words, code, part) in [
+        (&["bench", "kernels", "--filter", "nonsense"][..], 2, "layer_norm, matmul"),
+        (&["bench", "--filter", "nonsense"], 2, "layer_norm, matmul"),
+        (&["bench", "step", "--size", "64"], 2, "for instance 512x768"),
+        (&["bench", "step", "--size", "64x100"], 2, "Try 96 or 104"),
+        (&["bench", "step", "--size", "64x64", "-W", "64"], 2, "cannot be used with"),
+        (&["bench", "kernels", "--compare", "no-such-file"], 1, "no-such-file"),
+        (&["bench", "kernels", "--compare", file], 1, "no list called rows"),
+        (&["bench", "kernels", "--plot", "/no-such-folder/x.svg"], 1, "no such folder"),
+    ] {
+        let output = scumble(words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
+        assert!(text.contains(part), "{words:?}: {part:?} is not in {text}");
+    }
+    let help = told(&["bench", "--help"]);
+    assert!(help.contains("To compare two cards") && help.contains("--plot"), "{help}");
 }
 
 /// Names and shapes, without the axes of length 1 at the end: a 1x1 convolution is a linear layer to the models.

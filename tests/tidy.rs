@@ -41,18 +41,26 @@ const DEVICE_FILES: &[&str] = &[
     "src/graph/executor.rs",
     "src/graph/recording.rs",
     "src/graph/staging.rs",
+    "src/graph/timing.rs",
     "src/graph/trial.rs",
     "src/graph/upload.rs",
 ];
 /// Files that may name wgpu, besides those under `src/gpu/`.
-const WGPU_FILES: &[&str] =
-    &["src/graph/executor.rs", "src/graph/recording.rs", "src/graph/staging.rs", "src/graph/upload.rs"];
+const WGPU_FILES: &[&str] = &[
+    "src/graph/executor.rs",
+    "src/graph/recording.rs",
+    "src/graph/staging.rs",
+    "src/graph/timing.rs",
+    "src/graph/upload.rs",
+];
 /// Files of `src/kernels/` that are no kernel, or the bench's yardsticks (`src/bench/roofs.rs` runs and checks them).
 const NO_KERNELS: &[&str] = &[
     "mod",
     "bands",
+    "roof_coop",
     "roof_copy",
     "roof_fma",
+    "roof_half",
     "matrix_lanes",
     "matrix_tiles",
     "template",

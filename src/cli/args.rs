@@ -42,7 +42,7 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Show the GPU adapters, or what a checkpoint holds and needs
     Info(InfoArgs),
-    /// Time one UNet step, one VAE decode and the kernels, each verified first
+    /// Time the kernels, a UNet step and a whole picture, each verified first, and what this adapter could do at best
     Bench(BenchArgs),
     /// Find the kernels that are right and fastest on an adapter, and keep the choice for later runs
     Tune(TuneArgs),
@@ -188,20 +188,43 @@ pub struct InfoArgs {
 pub enum BenchWhat {
     /// The kernels' cases, each compared with its f64 reference first
     Kernels,
-    /// One UNet step and one VAE decode with random weights
+    /// One UNet step and one VAE decode: as a whole, by place, by family and by kernel
     Step,
+    /// A whole picture: loading, text, all steps, decoding
+    Image,
 }
+
+/// What `scumble bench --help` ends with.
+const BENCH_HELP: &str = "\
+To compare two cards, or one card before and after a change:
+  scumble bench step --model sd15 --json here.json
+  scumble bench step --model sd15 --json there.json --compare here.json
+then over now is above 1 where the second run is faster.
+
+To see which kernels hold a card back:
+  scumble bench --model sd15 --precision f16 --plot roofline.svg
+The share of the roof is the least time that a kernel's operations and bytes need at the rates measured in the same
+run, over the time that it took. Low shares with many seconds are where time is lost; `step` sums them up by place,
+family and kernel, and tells how much of the step no kernel accounts for.
+
+Times come from the GPU's timestamps where it has them, else from the wall clock; the report says which. The exit code
+is 1 when a result was wrong; the others are written all the same.";
 
 /// `scumble bench`
 #[derive(Debug, Args)]
+#[command(after_long_help = BENCH_HELP)]
 pub struct BenchArgs {
-    /// What to time [default: both]
+    /// What to time [default: kernels and step, and the picture if it takes less than a minute; with --filter only kernels]
     pub what: Option<BenchWhat>,
 
-    /// Whose sizes to take, with random weights: emoji, sd15, sd21, sdxl, a directory with a diffusers model's configs, or
-    /// a .safetensors file
+    /// Whose sizes to take: emoji, sd15, sd21 or sdxl with random weights, or a diffusers directory or .safetensors file with
+    /// its own (a directory with configs alone: random ones)
     #[arg(short, long, value_name = "MODEL", default_value = "emoji")]
     pub model: String,
+
+    /// Width and height in pixels, multiples of 8, for instance 512x768 [default: the model's own]
+    #[arg(long, value_name = "WxH", value_parser = sides, conflicts_with_all = ["width", "height"])]
+    pub size: Option<(u32, u32)>,
 
     /// Width in pixels, a multiple of 8 [default: the model's own]
     #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
@@ -211,7 +234,11 @@ pub struct BenchArgs {
     #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true)]
     pub height: Option<u32>,
 
-    /// Number format on the GPU
+    /// Denoising steps of a whole picture [default: the model's own]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub steps: Option<u32>,
+
+    /// Number format on the GPU; auto times kernels in both
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: PrecisionArg,
 
@@ -223,11 +250,20 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
+    /// Print what has changed since the run that wrote this file
+    #[arg(long, value_name = "FILE.json")]
+    pub compare: Option<PathBuf>,
+
+    /// Draw the measured roofs with the kernels below them
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
 
-    /// Runs that are timed; the median counts
+    /// Timed runs at the least; more follow while the median is unsure and there is time (0.5 s a kernel, 5 s a stage).
+    /// With 1 a single picture is drawn, else a second one from warm caches
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive, allow_negative_numbers = true)]
     pub runs: u32,
 
@@ -254,6 +290,11 @@ pub struct TuneArgs {
     /// Only test the kernels; do not measure which are fastest
     #[arg(long)]
     pub no_tune: bool,
+}
+
+fn sides(text: &str) -> Result<(u32, u32), String> {
+    let (width, height) = text.split_once('x').ok_or("expected two numbers of pixels, for instance 512x768")?;
+    Ok((side(width)?, side(height)?))
 }
 
 fn side(text: &str) -> Result<u32, String> {
@@ -314,6 +355,10 @@ mod tests {
         assert!(side("100").unwrap_err().contains("Try 96 or 104"));
         for bad in ["0", "4", "-8", "8.0", "", "99999999999", "65544"] {
             assert!(side(bad).is_err(), "{bad}");
+        }
+        assert_eq!(sides("512x768"), Ok((512, 768)));
+        for bad in ["", "512", "x", "512x", "512x100", "512x768x8", "-8x8"] {
+            assert!(sides(bad).is_err(), "{bad}");
         }
         for bad in ["0", "-1", "1.5", "", "x"] {
             assert!(positive(bad).is_err(), "{bad}");

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod bench_tables;
 pub mod cache;
 pub mod files;
 pub mod generate;

@@ -6,7 +6,7 @@ mod adapter;
 pub(crate) mod disk;
 mod memory;
 mod pipeline_cache;
-pub(crate) mod stopwatch;
+mod profile;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub use adapter::{AdapterSummary, GpuOptions, adapters};
 pub use memory::Memory;
 pub(crate) use memory::{Buffer, Charge, Texture};
 use pipeline_cache::PipelineCache;
+pub use profile::Clock;
+pub(crate) use profile::Timestamps;
 
 /// wgpu's version in Cargo.lock: its shader writers are part of what a cached measurement depends on.
 const WGPU_VERSION: &str = "30.0.1";

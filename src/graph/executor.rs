@@ -32,15 +32,14 @@ pub(super) struct CompiledLaunch {
     pub(super) workgroups: [u32; 3],
     /// Its share of the call's [`recording::work`].
     pub(super) work: u64,
-    flops: u64,
-    node: usize,
+    pub(super) node: usize,
 }
 
 /// A graph ready to run: nothing is allocated any more.
 pub struct Executor {
-    gpu: Arc<Gpu>,
-    launches: Vec<CompiledLaunch>,
-    labels: Vec<String>,
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) launches: Vec<CompiledLaunch>,
+    pub(super) labels: Vec<String>,
     activations: Vec<Buffer>,
     named: HashMap<String, Resident>,
     bytes: u64,
@@ -58,7 +57,7 @@ impl std::fmt::Debug for Executor {
 /// A value on the GPU that outlives the graph which made it. Clones share the storage.
 #[derive(Debug, Clone)]
 pub struct Resident {
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
     info: ValueInfo,
 }
 
@@ -164,29 +163,6 @@ impl Executor {
         start.elapsed().as_secs_f64()
     }
 
-    /// Seconds of one run on the device, the mean of `count` recorded together. Blocks. The work must be short enough for
-    /// one submission.
-    pub fn time(&self, count: u32) -> Result<f64> {
-        let count = count.max(1);
-        Ok(Recording::new(&self.gpu, &Arc::default()).time(&self.launches, count)? / f64::from(count))
-    }
-
-    /// Runs every node by itself and waits for it; per node its label, seconds and floating-point operations.
-    pub fn profile(&self) -> Result<Vec<(String, f64, u64)>> {
-        let mut rows: Vec<(String, f64, u64)> = self.labels.iter().map(|label| (label.clone(), 0.0, 0)).collect();
-        self.gpu.wait()?;
-        for launch in &self.launches {
-            let start = std::time::Instant::now();
-            let mut recording = Recording::new(&self.gpu, &Arc::default());
-            recording.launches(std::slice::from_ref(launch));
-            recording.submit().wait()?;
-            let row = &mut rows[launch.node];
-            row.1 += start.elapsed().as_secs_f64();
-            row.2 += launch.flops;
-        }
-        Ok(rows)
-    }
-
     /// Fills an input from a [B, H, W, C] tensor of its shape.
     pub fn write(&self, name: &str, tensor: &HostTensor) -> Result<()> {
         let Resident { buffer, info } = self.find(name)?;
@@ -270,7 +246,7 @@ impl Executor {
         self.gpu.queue.submit([encoder.finish()]);
     }
 
-    fn find(&self, name: &str) -> Result<&Resident> {
+    pub(super) fn find(&self, name: &str) -> Result<&Resident> {
         self.named.get(name).ok_or_else(|| {
             let mut known: Vec<_> = self.named.keys().map(String::as_str).collect();
             known.sort_unstable();
@@ -363,7 +339,6 @@ fn compile(gpu: &Gpu, graph: &Graph, memory: &Memory<'_>, params: &Buffer) -> Re
                 stages,
                 workgroups: launch.workgroups,
                 work: recording::work(&node.call) / node.call.launches.len() as u64,
-                flops: node.call.flops / node.call.launches.len() as u64,
                 node: index,
             });
         }

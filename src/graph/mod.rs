@@ -6,6 +6,7 @@ pub mod plan;
 pub mod recording;
 mod rows;
 mod staging;
+pub mod timing;
 pub mod trial;
 mod upload;
 

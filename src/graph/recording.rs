@@ -6,7 +6,6 @@ use std::time::Instant;
 use super::executor::CompiledLaunch;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::stopwatch::Stopwatch;
 use crate::kernels::Call;
 
 /// A slice holds about this much [`work`] as long as nothing was measured: a second on a small integrated GPU.
@@ -165,14 +164,6 @@ impl Recording {
             pace.lock().unwrap_or_else(PoisonError::into_inner).measured(work, start, Instant::now());
         });
         Submission { gpu: self.gpu, index }
-    }
-
-    /// Seconds on the device of all launches `count` times over, as one submission. Blocks.
-    pub(super) fn time(mut self, launches: &[CompiledLaunch], count: u32) -> Result<f64> {
-        let stopwatch = Stopwatch::start(&self.gpu, &mut self.encoder)?;
-        (0..count).for_each(|_| launches.iter().for_each(|launch| self.launch(launch)));
-        self.close();
-        stopwatch.stop(&self.gpu, self.encoder)
     }
 
     /// Records all launches as one slice, finishes its commands as a submission would, and throws them away.

@@ -18,13 +18,26 @@ pub struct Trial<'a> {
     case: &'a Case,
     work: Work,
     executor: Executor,
+    copies: u32,
+}
+
+/// The name of an input's copy.
+fn copy_name(name: &str, copy: u32) -> String {
+    if copy == 0 { name.to_owned() } else { format!("{name}#{copy}") }
 }
 
 /// The graph of a case's work: every given tensor an input, every judged one an output with rows to spare.
 ///
-/// A judged tensor that a single dispatch writes is bound whole, so that writing past its rows is seen.
-pub fn graph(case: &Case, work: &Work, limits: &Limits) -> Graph {
+/// A judged tensor that a single dispatch writes is bound whole, so that writing past its rows is seen. With more than one
+/// of `copies` the work is done so often, each time on inputs of its own, so that caches do not hold them; the last results
+/// are the outputs, and since nothing reads the others, they take turns in one buffer, so that the rounds do not overlap.
+pub fn graph(case: &Case, work: &Work, limits: &Limits, copies: u32) -> Graph {
     let mut g = Graph::new(case.dtype, *limits);
+    (0..copies).for_each(|copy| add_round(&mut g, case, work, copy, copy + 1 == copies));
+    g
+}
+
+fn add_round(g: &mut Graph, case: &Case, work: &Work, copy: u32, last: bool) {
     let results: Vec<_> = work.results().iter().map(|tensor| tensor.name).collect();
     let judged = |index: usize| results.contains(&work.tensors[index].name);
     let shape = |index: usize| {
@@ -33,7 +46,8 @@ pub fn graph(case: &Case, work: &Work, limits: &Limits) -> Graph {
     };
     let mut values: Vec<Option<Value>> = Vec::new();
     for (index, tensor) in work.tensors.iter().enumerate() {
-        values.push(tensor.bytes.is_some().then(|| g.input(tensor.name, shape(index), tensor.dtype)));
+        let name = copy_name(tensor.name, copy);
+        values.push(tensor.bytes.is_some().then(|| g.input(&name, shape(index), tensor.dtype)));
     }
     for step in &work.steps {
         let mut call = step.call.clone();
@@ -54,12 +68,11 @@ pub fn graph(case: &Case, work: &Work, limits: &Limits) -> Graph {
         let made = g.push_many(&case.name, call, reads, &outputs);
         step.writes.iter().zip(made).for_each(|(index, value)| values[*index] = Some(value));
     }
-    for (index, value) in values.iter().enumerate().filter(|(index, _)| judged(*index)) {
+    for (index, value) in values.iter().enumerate().filter(|(index, _)| last && judged(*index)) {
         if let Some(value) = value {
             g.output(work.tensors[index].name, *value);
         }
     }
-    g
 }
 
 impl<'a> Trial<'a> {
@@ -69,7 +82,20 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// When the device refuses.
     pub fn new(gpu: &Arc<Gpu>, case: &'a Case, limits: &Limits) -> Result<Option<Self>> {
-        case.work(limits).map(|work| Self::with_work(gpu, case, work, limits)).transpose()
+        Self::rotated(gpu, case, limits, |_| 1)
+    }
+
+    /// The same on several copies of the inputs in turn, of whose bytes `copies` makes their number.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn rotated(
+        gpu: &Arc<Gpu>,
+        case: &'a Case,
+        limits: &Limits,
+        copies: impl FnOnce(u64) -> u32,
+    ) -> Result<Option<Self>> {
+        case.work(limits).map(|work| Self::over(gpu, case, work, limits, copies)).transpose()
     }
 
     /// As [`Trial::new`], with calls that were laid out before.
@@ -77,8 +103,20 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// When the device refuses.
     pub fn with_work(gpu: &Arc<Gpu>, case: &'a Case, work: Work, limits: &Limits) -> Result<Self> {
-        let executor = Executor::new(gpu, &graph(case, &work, limits), |_, _| Ok(()))?;
-        Ok(Self { case, work, executor })
+        Self::over(gpu, case, work, limits, |_| 1)
+    }
+
+    fn over(
+        gpu: &Arc<Gpu>,
+        case: &'a Case,
+        work: Work,
+        limits: &Limits,
+        copies: impl FnOnce(u64) -> u32,
+    ) -> Result<Self> {
+        let given = work.tensors.iter().filter_map(|tensor| tensor.bytes.as_ref());
+        let copies = copies(given.map(|bytes| bytes.len() as u64).sum()).max(1);
+        let executor = Executor::new(gpu, &graph(case, &work, limits, copies), |_, _| Ok(()))?;
+        Ok(Self { case, work, executor, copies })
     }
 
     /// Fills every buffer with NaN, then the inputs with their numbers.
@@ -89,7 +127,8 @@ impl<'a> Trial<'a> {
         self.executor.poison();
         for tensor in &self.work.tensors {
             if let Some(bytes) = &tensor.bytes {
-                self.executor.write_bytes(tensor.name, bytes)?;
+                let names = (0..self.copies).map(|copy| copy_name(tensor.name, copy));
+                names.into_iter().try_for_each(|name| self.executor.write_bytes(&name, bytes))?;
             }
         }
         Ok(())
@@ -105,13 +144,18 @@ impl<'a> Trial<'a> {
         &self.executor
     }
 
-    /// Floating-point operations of one run, and the bytes that it must move at the least.
+    /// How often a run does the work, each time on its own copy of the inputs.
+    pub fn copies(&self) -> u32 {
+        self.copies
+    }
+
+    /// Floating-point operations of doing the work once, and the bytes that this must move at the least.
     pub fn cost(&self) -> (u64, u64) {
         let calls = self.work.steps.iter().map(|step| &step.call);
         calls.fold((0, 0), |(flops, bytes), call| (flops + call.flops, bytes + call.bytes))
     }
 
-    /// Dispatches of one run.
+    /// Dispatches of doing the work once.
     pub fn dispatches(&self) -> usize {
         self.work.steps.iter().map(|step| step.call.launches.len()).sum()
     }

@@ -30,8 +30,10 @@ pub mod matrix_lanes;
 pub mod matrix_reduce;
 pub mod matrix_tiles;
 pub mod pixels;
+pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
+pub mod roof_half;
 pub mod scheduler_step;
 pub mod sinusoid;
 pub mod template;
@@ -88,10 +90,12 @@ shaders![
     "matrix_tile",
     "pair",
     "pixels",
+    "roof_coop",
     "roof_copy",
     "roof_fma",
     "rows_subgroup",
     "rows_workgroup",
+    "roof_half",
     "scheduler_step",
     "sinusoid",
 ];

@@ -18,7 +18,7 @@ pub struct RoofFma {
     pub chains: u32,
 }
 
-/// The uniform of `shaders/roof_fma.wgsl`.
+/// The uniform of `shaders/roof_fma.wgsl` and `shaders/roof_half.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -26,6 +26,13 @@ pub struct Params {
     rounds: u32,
     pad0: u32,
     pad1: u32,
+}
+
+impl Params {
+    /// The parameters of a configuration.
+    pub fn of(config: RoofFma) -> Self {
+        Self { count: config.count, rounds: config.rounds, pad0: 0, pad1: 0 }
+    }
 }
 
 /// x -> y.
@@ -36,7 +43,7 @@ pub fn call(config: RoofFma, limits: &Limits) -> Call {
         constants: vec![("CHAINS", config.chains), ("UNROLLED", UNROLLED)],
         types: vec![],
     };
-    let params = Params { count: config.count, rounds: config.rounds, pad0: 0, pad1: 0 };
+    let params = Params::of(config);
     let call = whole(variant, &params, fold(u64::from(config.count).div_ceil(LANES), limits), 2);
     let flops = 2 * 4 * u64::from(config.chains * UNROLLED) * u64::from(config.count) * u64::from(config.rounds);
     Call { flops, bytes: 2 * 16 * u64::from(config.count), ..call }

@@ -50,7 +50,7 @@ pub fn run(
             match verified(gpu, *subject, candidate, 1) {
                 Ok(None) => {}
                 Ok(Some(trial)) => {
-                    let seconds = time(&trial, best)?;
+                    let seconds = time(gpu, &trial, best)?;
                     best = best.min(seconds);
                     outcome.seconds = Some(seconds);
                 }
@@ -67,12 +67,13 @@ pub fn run(
 }
 
 /// Seconds of one run.
-fn time(trial: &Trial<'_>, best: f64) -> Result<f64> {
-    let first = trial.executor().time(1)?;
+fn time(gpu: &Gpu, trial: &Trial<'_>, best: f64) -> Result<f64> {
+    let mean = |runs: u32| trial.executor().time_together(gpu.clock(), runs).map(|lap| lap.seconds / f64::from(runs));
+    let first = mean(1)?;
     if first > HOPELESS * best || first > SAMPLE_SECONDS {
-        return Ok(first.min(trial.executor().time(1)?));
+        return Ok(first.min(mean(1)?));
     }
     let runs = (SAMPLE_SECONDS / first.max(1e-9)).clamp(1.0, MOST_RUNS) as u32;
-    let samples = (0..SAMPLES).map(|_| trial.executor().time(runs)).collect::<Result<Vec<f64>>>()?;
+    let samples = (0..SAMPLES).map(|_| mean(runs)).collect::<Result<Vec<f64>>>()?;
     Ok(samples.into_iter().fold(f64::INFINITY, f64::min))
 }

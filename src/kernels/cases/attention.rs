@@ -189,9 +189,24 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
 }
 
+/// Shapes of Stable Diffusion 1.5 at 512 x 512 pixels.
+pub(super) fn large_sizes(dtype: DType) -> Vec<Case> {
+    of_size(
+        "SD 1.5 at 512, level 1, 4096 tokens, 8 heads of 40",
+        "SD 1.5 at 512, level 1, 4096 tokens to 77",
+        4096,
+        dtype,
+    )
+}
+
 /// Shapes of Stable Diffusion 1.5 at 256 x 128 pixels.
 pub(super) fn sizes(dtype: DType) -> Vec<Case> {
-    let (heads, inner, queries) = (8, 320, 512);
+    of_size("SD 1.5, level 1, 512 tokens, 8 heads of 40", "SD 1.5, level 1, 512 tokens to 77", 512, dtype)
+}
+
+/// Self-attention and cross-attention of the first level.
+fn of_size(own_name: &str, cross_name: &str, queries: u32, dtype: DType) -> Vec<Case> {
+    let (heads, inner) = (8, 320);
     let own = Attention {
         batch: 1,
         queries,
@@ -207,8 +222,8 @@ pub(super) fn sizes(dtype: DType) -> Vec<Case> {
     };
     let cross = Attention { keys: 77, query_channels: inner, key_channels: 2 * inner, offsets: [0, 0, inner], ..own };
     let all = [
-        ("SD 1.5, level 1, 512 tokens, 8 heads of 40", Heads { config: own, fused: true, spread: 1.2 }),
-        ("SD 1.5, level 1, 512 tokens to 77", Heads { config: cross, fused: false, spread: 1.2 }),
+        (own_name, Heads { config: own, fused: true, spread: 1.2 }),
+        (cross_name, Heads { config: cross, fused: false, spread: 1.2 }),
     ];
     all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
 }

@@ -27,7 +27,7 @@ use super::{Call, Enable, Limits, Variant, vectors};
 use crate::tensor::DType;
 
 pub use compare::compare;
-pub use sizes::model_sizes;
+pub use sizes::{large_sizes, model_sizes};
 pub use tuning::{contests, self_tests};
 
 /// The rounding unit of f32 sums: half an ulp of 1.
@@ -213,6 +213,14 @@ impl std::fmt::Debug for Case {
 }
 
 impl Case {
+    /// The same with expectations that nothing meets: what a wrong kernel looks like to a test.
+    #[cfg(test)]
+    pub(crate) fn spoiled(self) -> Self {
+        let mut expected = self.kernel.expected();
+        expected.iter_mut().flat_map(|tensor| &mut tensor.values).for_each(|value| *value += 1e3);
+        Self { expected: expected.into(), ..self }
+    }
+
     fn new(stem: &'static str, what: &str, dtype: DType, kernel: impl Kernel + 'static) -> Self {
         let name = format!("{stem}: {what}, {}", dtype.name());
         Self { name, stem, dtype, kernel: Box::new(kernel), expected: OnceLock::new() }
@@ -324,6 +332,8 @@ mod tests {
             "attention_lanes",
             "attention_shared",
             "lanes",
+            "roof_coop",
+            "roof_half",
             "tuning",
         ];
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernels")).unwrap() {
