@@ -17,7 +17,7 @@ use crate::tensor::DType;
 
 /// Columns of one panel of a packed weight.
 pub const PANEL: u32 = 32;
-/// The channels `first .. first + outputs` of a tensor [B, channels].
+/// The channels `first .. first + outputs` of a tensor [B, channels]; those up to a multiple of four must be zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
     /// Channels of the whole tensor.
