@@ -16,11 +16,14 @@ const LINES = INVOCATIONS / (8u * PAIRS);
 const OWNED = ROWS / LINES;
 const A_LOADS = ROWS * 4u / INVOCATIONS;
 const W_LOADS = PAIRS * 256u / INVOCATIONS;
-// One more than the rows, so that neighbours along k lie in different banks.
-const A_PITCH = ROWS + 1u;
 
-var<workgroup> tile_a: array<vec4<f32>, 4u * A_PITCH>; // [4 vectors along k][A_PITCH]
+var<workgroup> tile_a: array<vec4<f32>, 4u * ROWS>; // [4 vectors along k][ROWS]
 var<workgroup> tile_w: array<vec4<f32>, 256u * PAIRS>; // [2 * PAIRS panels][16 k][8]
+
+// Where a row's vector i lies in tile_a: rows change places, so that neighbours along k lie in different banks.
+fn spread(i: u32, row: u32) -> u32 {
+  return i * ROWS + (row ^ (i << 1u));
+}
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -63,7 +66,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           } else if (SECOND == 1u && inside && k + along < params.k4) {
             value = load_in(second[(row0 + place) * params.second4 + k + along - a4 - params.second_base]);
           }
-          tile_a[along * A_PITCH + place] = value;
+          tile_a[spread(along, place)] = value;
         }
         for (var l = 0u; l < W_LOADS; l++) {
           let slot = index + l * INVOCATIONS;
@@ -79,7 +82,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var i = 0u; i < 4u; i++) {
           var v: array<vec4<f32>, OWNED>;
           for (var r = 0u; r < OWNED; r++) {
-            v[r] = tile_a[i * A_PITCH + r * LINES + line];
+            v[r] = tile_a[spread(i, r * LINES + line)];
           }
           for (var p = 0u; p < 2u; p++) {
             let at = (pair * 2u + p) * 128u + i * 32u + lane;

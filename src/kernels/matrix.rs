@@ -21,7 +21,7 @@ pub const PANEL: u32 = 32;
 const MEDIUM_FLOPS: u64 = 100_000_000;
 const LARGE_FLOPS: u64 = 500_000_000;
 
-/// The channels `first .. first + outputs` of a tensor [B, channels].
+/// The channels `first .. first + outputs` of a tensor [B, channels]; those up to a multiple of four must be zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
     /// Channels of the whole tensor.

@@ -76,7 +76,7 @@ impl Tile {
         Self { family: Family::Lanes, rows, columns, depth: 0, subgroups: 0, side: 0, split: 1 }
     }
 
-    const fn tile(rows: u32, columns: u32) -> Self {
+    const fn register(rows: u32, columns: u32) -> Self {
         Self { family: Family::Tile, rows, columns, depth: 16, subgroups: 0, side: 0, split: 1 }
     }
 
@@ -124,7 +124,7 @@ impl Tile {
 
     /// Bytes of workgroup memory of `matrix_tile`.
     fn tile_memory(&self) -> u32 {
-        16 * (4 * (self.rows + 1) + 4 * self.columns)
+        16 * (4 * self.rows + 4 * self.columns)
     }
 
     /// Relative time of `matrix_tile` for `rows` x `columns` x `depth` on a large GPU.
@@ -187,7 +187,7 @@ impl Matrix {
             return vec![self.lanes_tile()];
         }
         let mut all = if self.cooperates(limits) { self.cooperative_candidates(limits) } else { Vec::new() };
-        let tiles = [Tile::tile(128, 128), Tile::tile(64, 64), Tile::tile(32, 64)];
+        let tiles = [Tile::register(128, 128), Tile::register(64, 64), Tile::register(32, 64)];
         let fits =
             |tile: &Tile| tile.tile_memory() <= limits.workgroup_memory && tile.invocations() <= limits.invocations;
         let mut tiles: Vec<Tile> = tiles.into_iter().filter(fits).collect();
