@@ -1,7 +1,7 @@
 // out[i, h] = sum_j softmax_j(scale q[i, h] . k[j, h]) v[j, h]: attention with a running maximum and sum (Milakov and Gimelshein 2018, arXiv 1805.02867), its two products on cooperative matrices of SIZE x SIZE.
 // **Shapes** q [B][TQ][query4], kv [B][TK][key4], out [B][TQ][heads * D4], in vectors of four halves; head h of q, k and v starts at vector q_offset, k_offset and v_offset + h * D4 of its row.
 // **Grid** a workgroup of SUBGROUPS subgroups owns SUBGROUPS * BLOCKS * SIZE neighbouring queries (x) of one head of one batch element (y) and takes KEYS keys at a time; a subgroup owns BLOCKS blocks of SIZE queries and keeps them and their sums in matrices; SUBGROUP / ROWS lanes own a row's weights.
-// **Host** unrolls the lines between //@for and //@end, and writes `put`, which stores halves as the matrices read them. All subgroups have SUBGROUP lanes. DEPTH * SIZE >= 4 * D4, KEYS is a multiple of SIZE, the scale is positive.
+// **Host** unrolls the lines between //@for and //@end, and writes `put`, which stores halves as the matrices read them, and `meet`, the barrier of a subgroup's own memory. All subgroups have SUBGROUP lanes. DEPTH * SIZE >= 4 * D4, KEYS is a multiple of SIZE, the scale is positive.
 // **Numbers** scores, maxima and sums in f32. A row's reference is at most 12 octaves below its maximum, so that weights are at most 4096 in halves; it is raised, and the sums shrunk through workgroup memory, only when some row of the workgroup passes that. The sum is of the rounded weights.
 struct Params {
   queries: u32,
@@ -111,7 +111,7 @@ fn shrink_slot(line: u32, slot: u32, part: u32, shrink: f32) {
 /// With more than one slot, the barrier of the next block parts the uses of this one.
 fn leave_slot() {
   if (SLOTS == 1u) {
-    subgroupBarrier();
+    meet();
   }
 }
 
@@ -173,7 +173,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //@for i STAGES
     keep(VALUES, index + {i}u * INVOCATIONS, value{i});
     //@end
-    subgroupBarrier();
+    meet();
     var peaks = vec4<f32>(MASKED);
     //@for g GROUPS
     let at{g} = vec4<u32>(key + ({g}u * PARTS + part) * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
@@ -197,9 +197,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       //@for r BLOCKS
       coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
-      subgroupBarrier();
+      meet();
       shrink_slot(line, {d}u % SLOTS, part, shrink);
-      subgroupBarrier();
+      meet();
       //@for r BLOCKS
       o{r}_{d} = coopLoadT<MatrixC>(&floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
       //@end
@@ -211,7 +211,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     total += dot(vec4<f32>(weights{g}), vec4<f32>(1.0));
     put(SHARES + line * WEIGHTS + {g}u * PARTS + part, weights{g});
     //@end
-    subgroupBarrier();
+    meet();
     stage_keys(keys0, key + KEYS, index);
     for (var j = 0u; j < KEYS / SIZE; j++) {
       //@for r BLOCKS
@@ -232,7 +232,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   //@for r BLOCKS
   coopStoreT(o{r}_{d}, &floats[((rows + {r}u * SIZE) * SCORES + {d}u % SLOTS * SIZE4) * CELLS], SCORES * CELLS);
   //@end
-  subgroupBarrier();
+  meet();
   for (var c = part; c < SIZE4 && query < params.end_query; c += PARTS) {
     if ({d}u * SIZE4 + c < D4) {
       out[start + {d}u * SIZE4 + c] = store_out(number(line * SCORES + {d}u % SLOTS * SIZE4 + c) * share);

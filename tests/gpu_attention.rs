@@ -222,8 +222,9 @@ fn cooperative_wide_heads() {
     let Some(limits) = cooperative(&gpu) else { return };
     let (size, lanes) = (limits.cooperative, limits.subgroup);
     for case in halves().filter(|case| (65..=160).contains(&case.width)) {
-        let narrow = Cooperative { size, lanes, subgroups: 2, blocks: lanes / size, keys: size, vectors: size == 16 };
-        check_plan(&gpu, &case, &Plan::Cooperative(narrow), limits);
+        let (blocks, vectors) = (lanes / size, size == 16);
+        let small = Cooperative { size, lanes, subgroups: 2, blocks, keys: size, narrow: false, vectors };
+        check_plan(&gpu, &case, &Plan::Cooperative(small), limits);
     }
 }
 

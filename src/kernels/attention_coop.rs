@@ -33,6 +33,9 @@ pub struct Cooperative {
     pub blocks: u32,
     /// Keys taken at a time: a multiple of `size`.
     pub keys: u32,
+    /// Whether barriers of subgroups guard what a subgroup alone uses, where all others wait for the whole workgroup.
+    /// naga gives them no order of workgroup memory in SPIR-V, so they are right only where the driver keeps it.
+    pub narrow: bool,
     /// Whether workgroup memory is an array of vectors of four; else of scalars, which Metal demands.
     pub vectors: bool,
 }
@@ -40,7 +43,8 @@ pub struct Cooperative {
 impl fmt::Display for Cooperative {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, subgroups, keys, .. } = self;
-        write!(f, "coop{size} {}x{keys}/{subgroups}", self.queries())
+        let barriers = if self.narrow { " narrow" } else { "" };
+        write!(f, "coop{size} {}x{keys}/{subgroups}{barriers}", self.queries())
     }
 }
 
@@ -98,10 +102,14 @@ impl Cooperative {
         };
         let mut plans = Vec::new();
         for (subgroups, blocks, keys) in layouts {
-            let plan = Self { size, lanes: limits.subgroup, subgroups, blocks, keys, vectors: size == 16 };
+            let (lanes, vectors) = (limits.subgroup, size == 16);
+            let plan = Self { size, lanes, subgroups, blocks, keys, narrow: false, vectors };
             if plan.fits(config.width, limits) && !plans.contains(&plan) {
                 plans.push(plan);
             }
+        }
+        if let Some(first) = plans.first().copied() {
+            plans.insert(1, Self { narrow: true, ..first });
         }
         plans.truncate(CANDIDATES);
         plans
@@ -119,6 +127,7 @@ impl Cooperative {
             ("DEPTH", self.depth(width)),
             ("KEYS", self.keys),
             ("D4", width / 4),
+            ("NARROW", u32::from(self.narrow)),
             ("CELLS", if self.vectors { 1 } else { 4 }),
             ("GROUPS", self.keys / 4 / parts),
             ("STAGES", (self.keys * padded).div_ceil(self.subgroups * self.lanes)),
@@ -131,6 +140,9 @@ impl Cooperative {
         }
     }
 }
+
+const NARROW: &str = "fn meet() { subgroupBarrier(); }\n";
+const WIDE: &str = "fn meet() { workgroupBarrier(); }\n";
 
 /// Workgroup memory as vectors of four.
 const VECTORS: &str = "\
@@ -170,6 +182,7 @@ pub(super) fn text(variant: &Variant) -> String {
     };
     let size = constant("SIZE");
     let mut text = String::from(if constant("CELLS") == 1 { VECTORS } else { SCALARS });
+    text.push_str(if constant("NARROW") == 1 { NARROW } else { WIDE });
     for (role, scalar) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
         text.push_str(&format!("alias Matrix{role} = coop_mat{size}x{size}<{scalar}, {role}>;\n"));
     }
