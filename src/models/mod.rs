@@ -1,5 +1,6 @@
 //! The networks, the layers they are made of, and the configs that describe them.
 
+mod attention;
 pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
