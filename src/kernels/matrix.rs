@@ -105,7 +105,7 @@ pub struct Operands<O> {
     pub second: Option<O>,
     /// The packed weight.
     pub weight: O,
-    /// [outputs] in f32, in the order of the weight's columns.
+    /// `[outputs]` in f32, in the order of the weight's columns.
     pub bias: Option<O>,
     /// [B, channels] in f32; see [`Slice`].
     pub row_bias: Option<O>,

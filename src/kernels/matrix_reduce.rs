@@ -4,7 +4,7 @@ use super::elementwise::Activation;
 use super::matrix::{Matrix, PANEL};
 use super::{Call, Launch, Limits, Variant, fold, vector_bytes, vectors};
 
-/// Partial sums in f32: [parts][rows][columns], for whole tiles.
+/// Partial sums in f32: `[parts][rows][columns]`, for whole tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partials {
     /// Parts of the sum.
