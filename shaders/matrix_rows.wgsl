@@ -3,6 +3,9 @@
 // **Grid** a workgroup of 8 lanes owns ROWS rows and GROUPS x HALVES panels; a lane owns four columns of each panel. Of a, LOADS vectors are fetched at a time: with LOADS = ROWS / 8 each lane fetches those of its own rows and spread() shows them to all, with LOADS = ROWS all lanes fetch the same.
 // **Host** appends this to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < ROWS.
 // **Numbers** as in those two. Rows and panels beyond the end are computed from the first ones and not stored.
+// [GROUPS][HALVES][ROWS][8]: every lane its own, so that the loop over rows at the end need not be unrolled, which compiles for long.
+var<workgroup> sums: array<vec4<f32>, GROUPS * HALVES * ROWS * 8u>;
+
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let row0 = params.first_row + (group.z * groups.x + group.x) * ROWS;
@@ -69,6 +72,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
   }
   for (var g = 0u; g < GROUPS; g++) {
+    for (var h = 0u; h < HALVES; h++) {
+      for (var r = 0u; r < ROWS; r++) {
+        sums[((g * HALVES + h) * ROWS + r) * 8u + lane] = acc[g][h][r];
+      }
+    }
+  }
+  let rows = min(ROWS, params.end_row - row0);
+  for (var g = 0u; g < GROUPS; g++) {
     let panel = panel0 + g * HALVES;
     let column = panel / HALVES * 8u + lane;
     var shift = vec4<f32>();
@@ -77,23 +88,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       shift = bias[panel * 8u + lane];
       gate_shift = bias[(panel + HALVES - 1u) * 8u + lane];
     }
-    for (var r = 0u; r < ROWS; r++) {
+    if (column >= params.out4) {
+      continue;
+    }
+    for (var r = 0u; r < rows; r++) {
       let row = row0 + r;
-      if (row < params.end_row && column < params.out4) {
-        var sum = acc[g][0][r] + shift;
-        if ((params.flags & 2u) != 0u) {
-          sum += fetch_row_bias(row / params.positions * params.row_bias4 + params.row_bias_first + column);
-        }
-        if (HALVES == 2u) {
-          sum *= gelu4(acc[g][HALVES - 1u][r] + gate_shift);
-        } else {
-          sum = activate(sum);
-        }
-        if ((params.flags & 4u) != 0u) {
-          sum += fetch_residual(row * params.out4 + column - params.residual_base);
-        }
-        out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
+      var sum = sums[(g * HALVES * ROWS + r) * 8u + lane] + shift;
+      if ((params.flags & 2u) != 0u) {
+        sum += fetch_row_bias(row / params.positions * params.row_bias4 + params.row_bias_first + column);
       }
+      if (HALVES == 2u) {
+        sum *= gelu4(sums[((g * HALVES + HALVES - 1u) * ROWS + r) * 8u + lane] + gate_shift);
+      } else {
+        sum = activate(sum);
+      }
+      if ((params.flags & 4u) != 0u) {
+        sum += fetch_residual(row * params.out4 + column - params.residual_base);
+      }
+      out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
     }
   }
 }
