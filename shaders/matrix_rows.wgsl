@@ -1,7 +1,7 @@
 // out = (act(a w + bias + row_bias) + residual) * scale, or value * gelu(gate): what matrix_lanes and matrix_texels do with the operands that they fetch.
 // **Shapes** as in those two.
 // **Grid** a workgroup of 8 lanes owns ROWS rows and GROUPS x HALVES panels; a lane owns four columns of each panel. Of a, LOADS vectors are fetched at a time: with LOADS = ROWS / 8 each lane fetches those of its own rows and spread() shows them to all, with LOADS = ROWS all lanes fetch the same.
-// **Host** appends this to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < ROWS.
+// **Host** appends this, its lines between //@for and //@end repeated, to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < ROWS.
 // **Numbers** as in those two. Rows and panels beyond the end are computed from the first ones and not stored.
 // [GROUPS][HALVES][ROWS][8]: every lane its own, so that the loop over rows at the end need not be unrolled, which compiles for long.
 var<workgroup> sums: array<vec4<f32>, GROUPS * HALVES * ROWS * 8u>;
@@ -28,7 +28,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     left[r] = (position - y * params.out_width) * params.stride - params.pad_left;
     other[r] = min(row, params.end_row - 1u) * params.second4 - params.second_base;
   }
-  var acc: array<array<array<vec4<f32>, ROWS>, HALVES>, GROUPS>;
+  //@for g in GROUPS
+  //@for h in HALVES
+  //@for r in ROWS
+  var acc_{g}_{h}_{r} = vec4<f32>();
+  //@end
+  //@end
+  //@end
   for (var ky = 0u; ky < params.kernel_height; ky++) {
     for (var kx = 0u; kx < params.kernel_width; kx++) {
       var start: array<u32, LOADS>;
@@ -51,34 +57,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           }
         }
         let v = spread(loaded);
-        for (var g = 0u; g < GROUPS; g++) {
-          for (var h = 0u; h < HALVES; h++) {
-            let panel = min(panel0 + g * HALVES + h, params.panels - 1u);
-            let i = ((panel * taps + tap) * params.k4 + k) * 32u + lane;
-            let w0 = fetch_w(i);
-            let w1 = fetch_w(i + 8u);
-            let w2 = fetch_w(i + 16u);
-            let w3 = fetch_w(i + 24u);
-            for (var r = 0u; r < ROWS; r++) {
-              var sum = acc[g][h][r];
-              sum = fma(vec4<f32>(v[r].x), w0, sum);
-              sum = fma(vec4<f32>(v[r].y), w1, sum);
-              sum = fma(vec4<f32>(v[r].z), w2, sum);
-              acc[g][h][r] = fma(vec4<f32>(v[r].w), w3, sum);
-            }
-          }
-        }
+        //@for g in GROUPS
+        //@for h in HALVES
+        let panel_{g}_{h} = min(panel0 + {g}u * HALVES + {h}u, params.panels - 1u);
+        let at_{g}_{h} = ((panel_{g}_{h} * taps + tap) * params.k4 + k) * 32u + lane;
+        let x_{g}_{h} = fetch_w(at_{g}_{h});
+        let y_{g}_{h} = fetch_w(at_{g}_{h} + 8u);
+        let z_{g}_{h} = fetch_w(at_{g}_{h} + 16u);
+        let w_{g}_{h} = fetch_w(at_{g}_{h} + 24u);
+        //@for r in ROWS
+        acc_{g}_{h}_{r} = fma(vec4<f32>(v[{r}].x), x_{g}_{h}, acc_{g}_{h}_{r});
+        acc_{g}_{h}_{r} = fma(vec4<f32>(v[{r}].y), y_{g}_{h}, acc_{g}_{h}_{r});
+        acc_{g}_{h}_{r} = fma(vec4<f32>(v[{r}].z), z_{g}_{h}, acc_{g}_{h}_{r});
+        acc_{g}_{h}_{r} = fma(vec4<f32>(v[{r}].w), w_{g}_{h}, acc_{g}_{h}_{r});
+        //@end
+        //@end
+        //@end
       }
     }
   }
-  for (var g = 0u; g < GROUPS; g++) {
-    for (var h = 0u; h < HALVES; h++) {
-      for (var r = 0u; r < ROWS; r++) {
-        sums[((g * HALVES + h) * ROWS + r) * 8u + lane] = acc[g][h][r];
-      }
-    }
-  }
-  let rows = min(ROWS, params.end_row - row0);
+  //@for g in GROUPS
+  //@for h in HALVES
+  //@for r in ROWS
+  sums[(({g}u * HALVES + {h}u) * ROWS + {r}u) * 8u + lane] = acc_{g}_{h}_{r};
+  //@end
+  //@end
+  //@end
+  let end = min(row0 + ROWS, params.end_row);
   for (var g = 0u; g < GROUPS; g++) {
     let panel = panel0 + g * HALVES;
     let column = panel / HALVES * 8u + lane;
@@ -91,8 +96,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if (column >= params.out4) {
       continue;
     }
-    for (var r = 0u; r < rows; r++) {
-      let row = row0 + r;
+    // From a row that no compiler knows: Mesa would unroll eight rounds.
+    for (var row = row0; row < end; row++) {
+      let r = row - row0;
       var sum = sums[(g * HALVES * ROWS + r) * 8u + lane] + shift;
       if ((params.flags & 2u) != 0u) {
         sum += fetch_row_bias(row / params.positions * params.row_bias4 + params.row_bias_first + column);

@@ -190,7 +190,7 @@ impl Variant {
         text.push_str(&template::expand(shader_text(self.stem), &self.constants));
         if let Some((rest, spread)) = lanes::rest(self) {
             text.push_str(&spread);
-            text.push_str(shader_text(rest));
+            text.push_str(&template::expand(shader_text(rest), &self.constants));
         }
         text
     }
