@@ -33,10 +33,8 @@ pub fn variant(attention: &Attention, limits: &Limits) -> Variant {
     let (queries, keys) = sizes(attention, limits);
     let broadcast = broadcast(limits);
     let vectors = attention.width / 4;
-    let inner = (1..=vectors.min(32)).rev().find(|inner| vectors.is_multiple_of(*inner)).unwrap_or(1);
     let loads = if broadcast { keys / LANES } else { keys };
-    let constants =
-        vec![("OUTER", vectors / inner), ("INNER", inner), ("QUERIES", queries), ("KEYS", keys), ("LOADS", loads)];
+    let constants = vec![("D4", vectors), ("QUERIES", queries), ("KEYS", keys), ("LOADS", loads)];
     let enables = if broadcast { vec![Enable::Subgroups] } else { vec![] };
     if limits.textures {
         return Variant { stem: "attention_texels", enables, constants, types: vec![("Out", attention.dtype)] };
