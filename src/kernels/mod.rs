@@ -30,6 +30,7 @@ pub mod matrix_lanes;
 pub mod matrix_reduce;
 pub mod matrix_tiles;
 pub mod pixels;
+pub mod pool;
 pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
@@ -90,6 +91,7 @@ shaders![
     "matrix_tile",
     "pair",
     "pixels",
+    "pool",
     "roof_coop",
     "roof_copy",
     "roof_fma",

@@ -12,9 +12,12 @@ pub mod generator {
     pub mod conditioning;
     pub mod context;
     pub mod unet;
+    mod unet_blocks;
 }
 pub mod nn;
+mod resnet;
 /// From tokens to vectors.
 pub mod text {
     pub mod clip;
 }
+mod tokens;

@@ -13,6 +13,7 @@ mod matmul;
 mod matrix;
 mod norms;
 mod pointwise;
+mod pool;
 mod roofs;
 mod rows;
 mod sampled;
@@ -278,6 +279,7 @@ pub fn cases() -> Vec<Case> {
         matrix::cases,
         norms::cases,
         pointwise::cases,
+        pool::cases,
         roofs::cases,
         rows::cases,
         steps::cases,

@@ -7,8 +7,13 @@
 mod clip;
 mod fields;
 mod unet;
+mod unet_blocks;
+mod unet_conditioning;
 mod vae;
 
 pub use clip::{Activation, ClipConfig};
-pub use unet::{ClassEmbedding, TextTimeConfig, UnetConfig};
+pub use unet::{
+    Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
+    UnetConfig,
+};
 pub use vae::VaeConfig;
