@@ -78,11 +78,11 @@ impl TensorFile {
             pickle::open_archive(file, &place)?
         } else if pickle::is_pickle(file) {
             (Format::TorchLegacy, pickle::open_legacy(file, &place)?)
-        } else if msgpack::is_map(file) {
-            (Format::Msgpack, msgpack::parse(file, &place)?)
         } else if let Some(kind) = other_format(file) {
             let expected = "safetensors, a PyTorch checkpoint or flax msgpack";
             return Err(Error::new("not a file of weights").at(place).expected(expected).found(kind));
+        } else if msgpack::is_map(file) {
+            (Format::Msgpack, msgpack::parse(file, &place)?)
         } else {
             (Format::Safetensors, safetensors_header::parse(file, &place)?)
         };

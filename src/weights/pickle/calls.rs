@@ -9,7 +9,7 @@ use crate::error::Result;
 impl Machine<'_> {
     /// REDUCE: the result of `function(*arguments)` for the few functions whose meaning is known.
     pub(super) fn reduce(&mut self, function: Id, arguments: Id) -> Result<()> {
-        let Node::Global(global, ..) = *self.node(function) else {
+        let Some(global) = self.global(function) else {
             return Err(self.refuse(format_args!("REDUCE calls {}", self.kind(function))));
         };
         // No call that is known takes more; a long tuple copied by many calls would be a bomb.
@@ -25,12 +25,12 @@ impl Machine<'_> {
         let &[inner, class, inner_arguments, _] = arguments.as_slice() else {
             return Err(self.refuse("`torch._tensor._rebuild_from_type_v2` without four arguments"));
         };
-        let class_known = matches!(self.node(class), Node::Global(Global::TensorClass, ..));
-        match (self.node(inner), self.node(inner_arguments)) {
-            (Node::Global(global, ..), Node::Tuple(arguments))
+        let class_known = self.global(class) == Some(Global::TensorClass);
+        match (self.global(inner), self.node(inner_arguments)) {
+            (Some(global), Node::Tuple(arguments))
                 if class_known && global.rebuilds() && arguments.len() <= MOST_ARGUMENTS =>
             {
-                let (global, arguments) = (*global, arguments.clone());
+                let arguments = arguments.clone();
                 self.apply(inner, global, &arguments)
             }
             _ => Err(self.refuse(format_args!("a tensor of class {} made by {}", self.kind(class), self.kind(inner)))),
@@ -100,8 +100,8 @@ impl Machine<'_> {
             return Err(fault(&format!("{} for a storage", self.kind(*storage))));
         };
         let (element, metadata) = if typed { (rest.get(2), rest.get(3)) } else { (None, rest.get(2)) };
-        let element = match element.map(|id| self.node(*id)) {
-            Some(Node::Global(Global::Element(kind), ..)) => Some(*kind),
+        let element = match element.map(|id| self.global(*id)) {
+            Some(Some(Global::Element(kind))) => Some(kind),
             Some(_) => return Err(fault("an element type that is none")),
             None => None,
         };
@@ -140,10 +140,10 @@ impl Machine<'_> {
 
     /// NEWOBJ, NEWOBJ_EX: an object of an allowed class.
     pub(super) fn new_object(&mut self, op: &str, class: Id) -> Result<()> {
-        match self.node(class) {
-            Node::Global(Global::Dict, ..) => self.push(Node::Dict(Vec::new())),
-            Node::Global(Global::Opaque, ..) => self.push(Node::Object { script: false, state: None }),
-            Node::Global(Global::Script, ..) => self.push(Node::Object { script: true, state: None }),
+        match self.global(class) {
+            Some(Global::Dict) => self.push(Node::Dict(Vec::new())),
+            Some(Global::Opaque) => self.push(Node::Object { script: false, state: None }),
+            Some(Global::Script) => self.push(Node::Object { script: true, state: None }),
             _ => return Err(self.refuse(format_args!("{op} {}", self.kind(class)))),
         }
         Ok(())
@@ -175,9 +175,9 @@ impl Machine<'_> {
             }
             _ => return Err(fault(self, "a tag that is no string")),
         }
-        let kind: Option<FileType> = match self.node(*class) {
-            Node::Global(Global::Storage(kind), ..) => Some(*kind),
-            Node::Global(Global::UntypedStorage, ..) => None,
+        let kind: Option<FileType> = match self.global(*class) {
+            Some(Global::Storage(kind)) => Some(kind),
+            Some(Global::UntypedStorage) => None,
             _ => return Err(fault(self, &format!("{} for a storage class", self.kind(*class)))),
         };
         let (Node::Text(key) | Node::Bytes(key)) = self.node(*key) else {

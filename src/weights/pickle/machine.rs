@@ -35,8 +35,8 @@ pub(super) enum Node {
     Dict(Vec<(Id, Id)>),
     /// A set, whose elements nobody asks for.
     Set,
-    /// An imported name: what it stands for, module and name.
-    Global(Global, Range<usize>, Range<usize>),
+    /// By index in [`Machine::globals`].
+    Global(u32),
     /// By index in [`Machine::storages`].
     Storage(u32),
     /// By index in [`Machine::tensors`].
@@ -55,6 +55,8 @@ pub(super) struct Machine<'a> {
     /// Where the next opcode is; after the run, where the pickle ends.
     pub at: usize,
     pub nodes: Vec<Node>,
+    /// Imported names: what each stands for, module and name.
+    pub globals: Vec<(Global, Range<usize>, Range<usize>)>,
     pub storages: Vec<Storage>,
     pub tensors: Vec<Tensor>,
     /// Where the opcode that is being run is.
@@ -75,6 +77,7 @@ impl<'a> Machine<'a> {
             place,
             at: start,
             nodes: Vec::new(),
+            globals: Vec::new(),
             storages: Vec::new(),
             tensors: Vec::new(),
             opcode_at: start,
@@ -110,7 +113,8 @@ impl<'a> Machine<'a> {
                 Op::Stop => break,
                 op => self.step(op)?,
             }
-            if self.nodes.len() > MOST_VALUES || self.stack.len() > MOST_VALUES || self.memo.len() > MOST_VALUES {
+            // An opcode adds one to any of them at most.
+            if self.nodes.len() >= MOST_VALUES || self.stack.len() >= MOST_VALUES || self.memo.len() >= MOST_VALUES {
                 return Err(self.refuse(format_args!("more than {MOST_VALUES} values")));
             }
         }
@@ -195,6 +199,14 @@ impl<'a> Machine<'a> {
         &self.nodes[id as usize]
     }
 
+    /// What an imported name stands for; `None` for another value.
+    pub fn global(&self, id: Id) -> Option<Global> {
+        match self.node(id) {
+            Node::Global(index) => Some(self.globals[*index as usize].0),
+            _ => None,
+        }
+    }
+
     /// Bytes of the pickle as text for errors and names.
     pub fn text(&self, range: &Range<usize>) -> &'a str {
         std::str::from_utf8(&self.bytes[range.clone()]).unwrap_or("?")
@@ -203,7 +215,10 @@ impl<'a> Machine<'a> {
     /// What a value is, for errors.
     pub fn kind(&self, id: Id) -> String {
         match self.node(id) {
-            Node::Global(_, module, name) => self.global_name(module, name),
+            Node::Global(index) => {
+                let (_, module, name) = &self.globals[*index as usize];
+                self.global_name(module, name)
+            }
             Node::None => "None".into(),
             Node::Bool(_) => "a bool".into(),
             Node::Int(_) | Node::Long(_) => "an integer".into(),
@@ -226,7 +241,10 @@ impl<'a> Machine<'a> {
 
     fn import(&mut self, op: &str, module: Range<usize>, name: Range<usize>) -> Result<()> {
         match globals::find(self.text(&module), self.text(&name), self.script) {
-            Some(global) => self.push(Node::Global(global, module, name)),
+            Some(global) => {
+                self.push(Node::Global(self.globals.len() as u32));
+                self.globals.push((global, module, name));
+            }
             None => return Err(self.refuse(format_args!("{op} {}", self.global_name(&module, &name)))),
         }
         Ok(())
