@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod checkpoint;
+pub mod convert;
 pub mod cursor;
 pub mod directory;
 #[cfg(feature = "embedded-model")]
