@@ -30,6 +30,8 @@ pub mod matrix_lanes;
 pub mod matrix_reduce;
 pub mod matrix_tiles;
 pub mod pixels;
+pub mod resample;
+pub mod resampling;
 pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
@@ -90,6 +92,7 @@ shaders![
     "matrix_tile",
     "pair",
     "pixels",
+    "resample",
     "roof_coop",
     "roof_copy",
     "roof_fma",

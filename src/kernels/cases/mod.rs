@@ -13,6 +13,7 @@ mod matmul;
 mod matrix;
 mod norms;
 mod pointwise;
+mod resample;
 mod roofs;
 mod rows;
 mod sampled;
@@ -278,6 +279,7 @@ pub fn cases() -> Vec<Case> {
         matrix::cases,
         norms::cases,
         pointwise::cases,
+        resample::cases,
         roofs::cases,
         rows::cases,
         steps::cases,
@@ -332,6 +334,7 @@ mod tests {
             "attention_lanes",
             "attention_shared",
             "lanes",
+            "resampling",
             "roof_coop",
             "roof_half",
             "tuning",
