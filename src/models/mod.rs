@@ -9,6 +9,7 @@ pub mod decoder {
 }
 /// From text vectors and noise to the intermediate product.
 pub mod generator {
+    pub mod conditioning;
     pub mod context;
     pub mod unet;
 }

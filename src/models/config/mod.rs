@@ -10,5 +10,5 @@ mod unet;
 mod vae;
 
 pub use clip::{Activation, ClipConfig};
-pub use unet::{TextTimeConfig, UnetConfig};
+pub use unet::{ClassEmbedding, TextTimeConfig, UnetConfig};
 pub use vae::VaeConfig;
