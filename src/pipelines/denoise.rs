@@ -12,7 +12,7 @@ use crate::models::generator::context::{self, TextKeys};
 use crate::models::generator::unet::{self, Conditioning};
 use crate::pipelines::request::Settings;
 use crate::pipelines::stages::{Side, TextVectors, execute, execute_sharing};
-use crate::sampling::{Evaluation, Program};
+use crate::sampling::{Bound, Deviation, Evaluation, Program};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
 use crate::weights::{Claims, Source, Weights, pack};
@@ -172,9 +172,16 @@ impl DenoiseStage {
         self.unet.write("timestep", &HostTensor { shape: vec![batch], data: vec![evaluation.timestep; batch] })?;
         let coefficients = scheduler_step::Coefficients {
             data: [evaluation.prediction.slot0, evaluation.prediction.model_output],
-            clip: evaluation.prediction.clip,
+            clip: match evaluation.prediction.bound {
+                Some(Bound::Fixed(clip)) => Some(clip),
+                Some(Bound::Dynamic { .. }) | None => None,
+            },
             input_scale: next_scale,
             guidance,
+            deviation: match evaluation.deviation {
+                Some(Deviation::Range { constant, slope }) => [constant, slope],
+                Some(Deviation::Root) | None => [0.0; 2],
+            },
             rows: evaluation
                 .rows
                 .iter()
@@ -249,6 +256,9 @@ pub(super) fn step_graph(
         channels: shape.channels,
         slots,
         guided: batch == 2,
+        split: false,
+        deviation: scheduler_step::Deviation::Given,
+        threshold: false,
         batch,
         output: precision,
         input: precision,
