@@ -13,6 +13,7 @@ pub mod model_hash;
 pub mod output;
 pub mod painter;
 pub mod progress;
+pub mod systems;
 pub mod tune;
 
 use std::io::Write;

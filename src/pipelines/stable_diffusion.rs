@@ -8,6 +8,7 @@ use super::denoise::DenoiseStage;
 use super::inspect;
 use super::request::{Request, Settings};
 use super::stages::{Side, TextStage, TextVectors};
+use super::system::{Drawing, Event, Picture, Summary, System, Variation, Work};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
@@ -17,41 +18,12 @@ use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
 
-/// A finished picture: red, green and blue of each pixel, rows from the top.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// `width * height * 3` bytes.
-    pub rgb: Vec<u8>,
-}
-
 /// A model on a device.
 pub struct StableDiffusion {
     gpu: Arc<Gpu>,
     checkpoint: Checkpoint,
     precision: DType,
     tiling: Tiling,
-}
-
-/// What has just been done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The text encoders' weights are on the GPU and their kernels compiled.
-    TextLoaded,
-    /// The prompts are encoded; per prompt that was too long, the part that was left out.
-    TextEncoded(Vec<String>),
-    /// The UNet's weights are on the GPU and its kernels compiled. Bytes that it takes there.
-    DenoiserLoaded(u64),
-    /// Step `.0` of `.1`, counted from 1, is done on the adapter. The following one has been submitted meanwhile, unless the
-    /// intermediates are kept.
-    Step(usize, usize),
-    /// The decoder is ready; whether it runs in bands of rows.
-    DecoderLoaded(bool),
-    /// The picture.
-    Decoded(Picture),
 }
 
 /// Steps submitted and not waited for: the adapter has the next one at hand when it is done with the present one.
@@ -61,6 +33,7 @@ const STEPS_UNDER_WAY: usize = 2;
 type Prompts = Vec<(Side, TextVectors)>;
 
 enum Phase {
+    Fresh,
     LoadText,
     Encode(Box<TextStage>),
     LoadDenoiser(Prompts),
@@ -86,6 +59,8 @@ pub struct Generation {
     noise: TorchGenerator,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
+    /// Told before the next piece of work is done.
+    events: VecDeque<Event>,
 }
 
 impl StableDiffusion {
@@ -126,12 +101,13 @@ impl StableDiffusion {
             request,
             settings,
             program,
-            phase: Phase::LoadText,
+            phase: Phase::Fresh,
             denoise: None,
             decode: None,
             flying: VecDeque::new(),
             remaining: count,
             dump: dump.then(Vec::new),
+            events: VecDeque::new(),
         })
     }
 
@@ -165,26 +141,9 @@ fn check_latents(latents: Option<&HostTensor>, shape: Shape) -> Result<()> {
 }
 
 impl Generation {
-    /// Makes the next of the announced pictures from this seed or noise, on the stages that are loaded.
-    pub fn again(&mut self, seed: u64, latents: Option<HostTensor>, dump: bool) -> Result<()> {
-        check_latents(latents.as_ref(), DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings))?;
-        if self.denoise.is_none() {
-            return Err(Error::new("no further picture was announced").at("Generation::again"));
-        }
-        (self.request.seed, self.request.latents) = (seed, latents);
-        self.dump = dump.then(Vec::new);
-        self.phase = Phase::Start;
-        Ok(())
-    }
-
     /// The request with every choice made.
     pub fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// Whether nothing has been computed yet.
-    pub fn is_fresh(&self) -> bool {
-        matches!(self.phase, Phase::LoadText)
     }
 
     /// The denoising run as a table.
@@ -192,20 +151,20 @@ impl Generation {
         &self.program
     }
 
-    /// The intermediates kept so far: text vectors, noise, the latent after each evaluation of the model, the decoded picture.
-    pub fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
-        self.dump.take().unwrap_or_default()
-    }
-
-    /// Does the next piece of work: prompt -> text vectors -> noise -> latent -> picture.
-    fn advance(&mut self) -> Result<Option<Event>> {
+    /// Does the next piece of work, prompt -> text vectors -> noise -> latent -> picture, and tells what comes after it.
+    fn advance(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
         let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
+        let count = self.program.evaluations.len();
         match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Fresh => {
+                self.phase = Phase::LoadText;
+                self.begin(Work::Loading, "loading the text encoder", 0);
+            }
             Phase::LoadText => {
                 let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
                 self.phase = Phase::Encode(Box::new(text));
-                Ok(Some(Event::TextLoaded))
+                self.begin(Work::Encoding, "encoding the prompt", 0);
             }
             Phase::Encode(text) => {
                 let (vectors, cut) = self.encode(&text)?;
@@ -213,46 +172,52 @@ impl Generation {
                 drop(text);
                 gpu.wait()?;
                 self.phase = Phase::LoadDenoiser(vectors);
-                Ok(Some(Event::TextEncoded(cut)))
+                self.events.extend(cut.iter().map(|part| super::stages::cut_note(part)));
+                self.begin(Work::Loading, "loading the denoiser", 0);
             }
             Phase::LoadDenoiser(vectors) => {
                 let bytes = self.load_denoiser(&vectors)?;
                 self.phase = Phase::Start;
-                Ok(Some(Event::DenoiserLoaded(bytes)))
+                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", bytes >> 20)));
+                self.begin(Work::Generating, "denoising", count);
             }
             Phase::Start => {
                 self.start()?;
-                self.phase = if self.program.evaluations.is_empty() { Phase::Finish } else { Phase::Step(0) };
-                self.advance()
+                self.phase = if count == 0 { Phase::Finish } else { Phase::Step(0) };
             }
             Phase::Step(index) => {
                 self.step(index)?;
-                let count = self.program.evaluations.len();
                 self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
-                Ok(Some(Event::Step(index + 1, count)))
+                self.events.push_back(Event::Step(index + 1, count));
             }
             Phase::Finish => {
-                let state = self.finish()?;
-                self.phase = Phase::LoadDecoder(state);
-                self.advance()
+                self.phase = Phase::LoadDecoder(self.finish()?);
+                if self.decode.is_none() {
+                    self.begin(Work::Loading, "loading the decoder", 0);
+                }
             }
             Phase::LoadDecoder(state) => {
-                self.phase = Phase::Decode(state);
-                if self.decode.is_some() {
-                    return self.advance();
-                }
-                let decode = DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?;
-                let tiled = decode.tiled();
+                let decode = match self.decode.take() {
+                    Some(decode) => decode,
+                    None => DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?,
+                };
+                let what = if decode.tiled() { "decoding in bands of rows" } else { "decoding" };
                 self.decode = Some(decode);
-                Ok(Some(Event::DecoderLoaded(tiled)))
+                self.phase = Phase::Decode(state);
+                self.begin(Work::Decoding, what, 0);
             }
             Phase::Decode(state) => {
                 let picture = self.decode(&state)?;
                 self.remaining = self.remaining.saturating_sub(1);
-                Ok(Some(Event::Decoded(picture)))
+                self.events.push_back(Event::Picture(picture));
             }
-            Phase::Done => Ok(None),
+            Phase::Done => {}
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
+        self.events.push_back(Event::Stage { work, what, steps });
     }
 
     /// Prompts -> text vectors, the negative one's first; and what was cut off the prompts.
@@ -366,6 +331,65 @@ impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
+            }
+            if matches!(self.phase, Phase::Done) {
+                return None;
+            }
+            if let Err(error) = self.advance() {
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl System for StableDiffusion {
+    fn name(&self) -> &str {
+        &self.checkpoint.name
+    }
+
+    fn draw(self: Arc<Self>, request: Request, count: u32, dump: bool) -> Result<Box<dyn Drawing>> {
+        Ok(Box::new(self.generate(request, count, dump)?))
+    }
+}
+
+impl Drawing for Generation {
+    fn again(&mut self, variation: Variation, dump: bool) -> Result<()> {
+        let shape = DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings);
+        check_latents(variation.latents.as_ref(), shape)?;
+        if self.denoise.is_none() {
+            return Err(Error::new("no further picture was announced").at("Generation::again"));
+        }
+        (self.request.seed, self.request.latents) = (variation.seed, variation.latents);
+        self.dump = dump.then(Vec::new);
+        self.phase = Phase::Start;
+        let count = self.program.evaluations.len();
+        self.begin(Work::Generating, "denoising", count);
+        Ok(())
+    }
+
+    fn summary(&self) -> Summary {
+        let Settings { steps, guidance_scale, scheduler, .. } = &self.settings;
+        Summary {
+            steps: Some(*steps),
+            guidance_scale: Some(*guidance_scale),
+            sampler: Some(scheduler.sampler().to_string()),
+            schedule: Some(scheduler.schedule().to_string()),
+            further: Vec::new(),
+        }
+    }
+
+    fn image(&self) -> Result<HostTensor> {
+        match &self.decode {
+            Some(decode) => decode.image(),
+            None => Err(Error::new("no picture yet").at("Drawing::image")),
+        }
+    }
+
+    /// Text vectors, noise, the latent after each evaluation of the model, the decoded picture.
+    fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
+        self.dump.take().unwrap_or_default()
     }
 }

@@ -11,10 +11,16 @@ use crate::models::text::clip::{self, Take};
 use crate::pipelines::decode::DecodeStage;
 use crate::pipelines::denoise::{DenoiseStage, step_graph};
 use crate::pipelines::request::Settings;
+use crate::pipelines::system::Event;
 use crate::tensor::DType;
 use crate::text::ClipTokenizer;
 use crate::weights::checkpoint::{Checkpoint, PipelineClass, TokenizerFiles};
 use crate::weights::{Claims, Source, Weights, pack};
+
+/// What is told of a prompt whose end, `part`, was left out.
+pub(super) fn cut_note(part: &str) -> Event {
+    Event::Note(format!("warning: the prompt is too long for the text encoder; left out: {part:?}"))
+}
 
 /// Compiles `graph` and fills its weights from the parts in order.
 pub(super) fn execute(gpu: &Arc<Gpu>, graph: &Graph, parts: &[&dyn Source]) -> Result<Executor> {

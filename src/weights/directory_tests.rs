@@ -1,5 +1,8 @@
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
+use super::super::checkpoint::TokenizerFiles;
 use super::*;
 use crate::models::config::Activation;
 
