@@ -39,8 +39,8 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         decided = vec3<u32>(0u, params.below, 0u);
         atomicStore(&above, 0xffffffffu);
     }
-    for (var pass = 0u; pass < 4u; pass++) {
-        let shift = 24u - 8u * pass;
+    for (var digit = 0u; digit < 4u; digit++) {
+        let shift = 24u - 8u * digit;
         atomicStore(&histogram[lane], 0u);
         workgroupBarrier();
         let prefix = decided.x;

@@ -27,8 +27,7 @@ impl DynamicThreshold {
 /// model_output, factor, state, table -> bound `[1]` = (factor, s, 0, 0), to be the `factor` of `scheduler_step`.
 pub fn call(config: &DynamicThreshold) -> Call {
     let (below, share) = config.rank();
-    let mut params = config.step.params();
-    (params.below, params.share, params.most) = (below, share, config.most);
+    let params = config.step.params().with_quantile(below, share, config.most);
     let types = vec![("M", config.step.output)];
     let constants = config.step.constants();
     let variant = Variant { stem: "dynamic_threshold", enables: vec![], constants, types };
@@ -43,4 +42,33 @@ pub fn reference(config: &DynamicThreshold, estimates: &[f64]) -> f64 {
     let low = sorted[below as usize];
     let high = sorted[(below as usize + usize::from(share > 0.0)).min(sorted.len() - 1)];
     (low + (high - low) * f64::from(share)).max(1.0).min(f64::from(config.most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scheduler_step::Deviation;
+    use super::*;
+    use crate::tensor::DType;
+
+    /// `torch.quantile(torch.tensor(x).abs(), ratio)`, torch 2.15.
+    #[test]
+    fn the_quantile_is_pytorchs() {
+        let x = [1.5, -2.25, 3.0, -4.5, 0.25, 7.0, -1.0];
+        for (ratio, expected) in [(0.95f32, 6.25), (0.5, 2.25), (0.8, 4.20000028), (1.0, 7.0)] {
+            let step = SchedulerStep {
+                positions: 7,
+                channels: 1,
+                slots: 1,
+                guided: false,
+                split: false,
+                deviation: Deviation::Given,
+                threshold: true,
+                batch: 1,
+                output: DType::F32,
+                input: DType::F32,
+            };
+            let found = reference(&DynamicThreshold { step, ratio, most: 9.0 }, &x);
+            assert!((found - expected).abs() <= 1e-6, "{ratio}: {found}");
+        }
+    }
 }

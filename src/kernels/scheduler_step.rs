@@ -113,10 +113,16 @@ pub struct Params {
     width: u32,
     output_width: u32,
     channels: u32,
-    pub(super) below: u32,
-    pub(super) share: f32,
-    pub(super) most: f32,
+    below: u32,
+    share: f32,
+    most: f32,
     pad0: u32,
+}
+
+impl Params {
+    pub(super) fn with_quantile(self, below: u32, share: f32, most: f32) -> Self {
+        Self { below, share, most, ..self }
+    }
 }
 
 /// model_output, factor, noise, state, table -> next state, model_input.

@@ -353,7 +353,10 @@ mod tests {
     fn what_is_not_implemented_is_an_error() {
         let cases = [
             (json!({"_class_name": "LMSDiscreteScheduler"}), "LMSDiscreteScheduler"),
-            (json!({"_class_name": "DDIMScheduler", "thresholding": true, "sample_max_value": 0.0}), "sample_max_value"),
+            (
+                json!({"_class_name": "DDIMScheduler", "thresholding": true, "sample_max_value": 0.0}),
+                "sample_max_value",
+            ),
             (json!({"_class_name": "DDPMScheduler", "variance_type": "learned_log"}), "variance_type"),
             (json!({"_class_name": "UnCLIPScheduler", "variance_type": "fixed_small"}), "variance_type"),
             (json!({"_class_name": "UnCLIPScheduler", "prediction_type": "v_prediction"}), "prediction_type"),

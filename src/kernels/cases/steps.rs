@@ -57,11 +57,7 @@ impl Update {
         if self.config.deviation == Deviation::Root {
             output.iter_mut().for_each(|value| *value = value.abs());
         }
-        [
-            output,
-            numbers("noise", count, DType::F32, 0.0, 2.0),
-            numbers("state", count * slots, DType::F32, 0.3, 2.0),
-        ]
+        [output, numbers("noise", count, DType::F32, 0.0, 2.0), numbers("state", count * slots, DType::F32, 0.3, 2.0)]
     }
 
     /// What `reference` takes for every element of a latent.
@@ -92,10 +88,8 @@ impl Update {
 
     /// The new memory [slots, P, C] and the model's input [P, C] that `reference` gives.
     fn reference(&self, coefficients: &Coefficients, places: &[Place]) -> (Vec<f64>, Vec<f64>) {
-        let results: Vec<_> = places
-            .iter()
-            .map(|place| scheduler_step::reference(coefficients, place, f64::from(FACTOR)))
-            .collect();
+        let results: Vec<_> =
+            places.iter().map(|place| scheduler_step::reference(coefficients, place, f64::from(FACTOR))).collect();
         let slots = 0..self.config.slots as usize;
         let next = slots.flat_map(|slot| results.iter().map(move |(next, _)| next[slot])).collect();
         (next, results.iter().map(|(_, input)| *input).collect())
