@@ -2,6 +2,7 @@
 
 mod decode;
 mod denoise;
+mod denoiser;
 pub mod inspect;
 pub mod request;
 pub mod stable_diffusion;
