@@ -8,7 +8,7 @@ import shutil
 from sample import P as PROMPTS, grid
 from PIL import Image
 
-OUT, PNG = sys.argv[1:3]; S, K, T = (float(x) for x in (sys.argv[3:] + ["4", "64", "0.8"][len(sys.argv) - 3:]))
+OUT, PNG = sys.argv[1:3]; S, K, T = (float(x) for x in (sys.argv[3:] + ["1.5", "8", "0.3"][len(sys.argv) - 3:]))
 torch.set_num_threads(1); torch.manual_seed(0)
 m, v = bart.load_ema(), vqgan.load_ema(); os.makedirs(f"{OUT}/vqgan", exist_ok=True)
 half = lambda d: {k: x.half().contiguous() for k, x in d.items()}
