@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for event in model.generate(request, 1, false)? {
         match event? {
             Event::Step(done, count) => println!("step {done} of {count}"),
-            Event::Decoded(picture) => write_png(&path, &picture)?,
+            Event::Picture(picture) => write_png(&path, &picture)?,
             _ => {}
         }
     }

@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 draw_frame(&device, &queue);
                 println!("step {done} of {count}, and a frame of the application");
             }
-            Event::Decoded(picture) => println!("a picture of {} x {} pixels", picture.width, picture.height),
+            Event::Picture(picture) => println!("a picture of {} x {} pixels", picture.width, picture.height),
             _ => {}
         }
     }

@@ -41,7 +41,7 @@
 //! let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision));
 //! let request = Request { prompt: "a lighthouse at dawn".into(), seed: 7, ..Request::default() };
 //! for event in model.generate(request, 1, false)? {
-//!     if let Event::Decoded(picture) = event? {
+//!     if let Event::Picture(picture) = event? {
 //!         println!("{} x {} pixels, {} bytes", picture.width, picture.height, picture.rgb.len());
 //!     }
 //! }

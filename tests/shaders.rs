@@ -230,6 +230,7 @@ fn every_variant_is_sound() {
         "matrix_rows",
         "attention_rows",
         "pair",
+        "prediction",
         "rows_subgroup",
         "rows_workgroup",
         // Roofs that not every adapter has (`tests/roofs.rs`).

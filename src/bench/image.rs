@@ -9,7 +9,7 @@ use super::wrong;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::inspect::{self, StageMemory};
-use crate::pipelines::{Event, Request, StableDiffusion};
+use crate::pipelines::{Event, Request, StableDiffusion, Work};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 
@@ -130,6 +130,7 @@ fn draw(
 ) -> Result<Drawn> {
     let start = Instant::now();
     let mut last = start;
+    let mut work = Work::Loading;
     let mut times = ImageTimes::default();
     progress(what);
     let mut generation = model.generate(request.clone(), 1, false)?;
@@ -141,22 +142,23 @@ fn draw(
         if !matches!(event, Event::Step(..)) {
             gpu.wait()?;
         }
-        let part = match &event {
-            Event::TextLoaded | Event::DenoiserLoaded(_) | Event::DecoderLoaded(_) => &mut times.loading,
-            Event::TextEncoded(_) => &mut times.encoding,
-            Event::Step(..) => &mut times.denoising,
-            Event::Decoded(_) => &mut times.decoding,
+        let part = match work {
+            Work::Loading => &mut times.loading,
+            Work::Encoding => &mut times.encoding,
+            Work::Generating => &mut times.denoising,
+            Work::Decoding => &mut times.decoding,
         };
         *part += last.elapsed().as_secs_f64();
         last = Instant::now();
         match event {
+            Event::Stage { work: next, .. } => work = next,
             Event::Step(1, _) => times.to_first_step = start.elapsed().as_secs_f64(),
             Event::Step(done, count) => progress(&format!("{what}: step {done} of {count}")),
-            Event::Decoded(picture) => {
+            Event::Picture(picture) => {
                 let told = (generation.settings().steps, generation.program().evaluations.len(), foretold);
                 return Ok((times, picture.rgb, told));
             }
-            _ => {}
+            Event::Note(_) => {}
         }
     }
     Err(Error::new("the generation ended without a picture"))

@@ -13,7 +13,7 @@ use crate::cli::output::{Target, encode_png, with_seed};
 use crate::cli::progress::Reporter;
 use crate::cli::{files, painter, print_line};
 use crate::error::{Error, Result};
-use crate::pipelines::Request;
+use crate::pipelines::{Request, Summary};
 use crate::tensor::HostTensor;
 use crate::text::Encoded;
 
@@ -26,14 +26,8 @@ pub struct Picture {
     pub height: u32,
     /// Rows from the top, red, green, blue: `width * height * 3` bytes.
     pub rgb: Vec<u8>,
-    /// Denoising steps taken.
-    pub steps: u32,
-    /// Guidance scale used.
-    pub guidance_scale: f32,
-    /// The sampler's word.
-    pub sampler: String,
-    /// The schedule's word.
-    pub schedule: String,
+    /// What the model's defaults came to.
+    pub summary: Summary,
 }
 
 /// What this command needs of a loaded model.
@@ -139,10 +133,7 @@ impl Job {
             let infotext = Infotext {
                 prompt: &request.prompt,
                 negative_prompt: request.negative_prompt.as_deref().unwrap_or(""),
-                steps: picture.steps,
-                sampler: &picture.sampler,
-                schedule: &picture.schedule,
-                guidance_scale: picture.guidance_scale,
+                summary: &picture.summary,
                 guidance_rescale: request.guidance_rescale,
                 seed: request.seed,
                 width: picture.width,
@@ -175,6 +166,7 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         seed,
         clip_skip: args.clip_skip.map(|layer| layer - 1).filter(|skipped| *skipped > 0),
         latents,
+        ..Request::default()
     }
 }
 
@@ -222,10 +214,13 @@ mod tests {
                 width,
                 height,
                 rgb: vec![request.seed as u8; (width * height * 3) as usize],
-                steps: 20,
-                guidance_scale: request.guidance_scale.unwrap_or(7.5),
-                sampler: "euler_a".into(),
-                schedule: "trailing".into(),
+                summary: Summary {
+                    steps: Some(20),
+                    guidance_scale: Some(request.guidance_scale.unwrap_or(7.5)),
+                    sampler: Some("euler_a".into()),
+                    schedule: Some("trailing".into()),
+                    further: Vec::new(),
+                },
             })
         }
     }

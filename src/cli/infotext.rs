@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::pipelines::Summary;
 use crate::sampling::{SamplerKind, ScheduleKind};
 
 /// What the text tells.
@@ -16,14 +17,8 @@ pub struct Infotext<'a> {
     pub prompt: &'a str,
     /// As the user gave it; empty for none.
     pub negative_prompt: &'a str,
-    /// Denoising steps.
-    pub steps: u32,
-    /// scumble's word for the sampler.
-    pub sampler: &'a str,
-    /// scumble's word for the schedule.
-    pub schedule: &'a str,
-    /// Guidance scale.
-    pub guidance_scale: f32,
+    /// What the system settled; only what it has is told.
+    pub summary: &'a Summary,
     /// Guidance rescale; 0 is left out.
     pub guidance_rescale: f32,
     /// The seed of this picture.
@@ -46,11 +41,28 @@ impl fmt::Display for Infotext<'_> {
         if !self.negative_prompt.is_empty() {
             write!(f, "\nNegative prompt: {}", self.negative_prompt)?;
         }
-        write!(f, "\nSteps: {}", self.steps)?;
-        let mut field = |name: &str, value: &str| write!(f, ", {name}: {}", quote(value));
-        field("Sampler", sampler_name(self.sampler))?;
-        field("Schedule type", schedule_name(self.schedule))?;
-        field("CFG scale", &self.guidance_scale.to_string())?;
+        let mut separator = "\n";
+        let mut field = |name: &str, value: &str| {
+            let written = write!(f, "{separator}{name}: {}", quote(value));
+            separator = ", ";
+            written
+        };
+        let Summary { steps, guidance_scale, sampler, schedule, further } = self.summary;
+        if let Some(steps) = steps {
+            field("Steps", &steps.to_string())?;
+        }
+        if let Some(sampler) = sampler {
+            field("Sampler", sampler_name(sampler))?;
+        }
+        if let Some(schedule) = schedule {
+            field("Schedule type", schedule_name(schedule))?;
+        }
+        if let Some(scale) = guidance_scale {
+            field("CFG scale", &scale.to_string())?;
+        }
+        for (name, value) in further {
+            field(name, value)?;
+        }
         if self.guidance_rescale != 0.0 {
             field("Guidance rescale", &self.guidance_rescale.to_string())?;
         }
@@ -90,14 +102,21 @@ fn schedule_name(word: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn sample<'a>(prompt: &'a str, negative_prompt: &'a str, model: &'a str) -> Infotext<'a> {
+    fn summary(guidance_scale: f32) -> Summary {
+        Summary {
+            steps: Some(20),
+            guidance_scale: Some(guidance_scale),
+            sampler: Some("dpmpp_2m".into()),
+            schedule: Some("karras".into()),
+            further: Vec::new(),
+        }
+    }
+
+    fn sample<'a>(prompt: &'a str, negative_prompt: &'a str, model: &'a str, summary: &'a Summary) -> Infotext<'a> {
         Infotext {
             prompt,
             negative_prompt,
-            steps: 20,
-            sampler: "dpmpp_2m",
-            schedule: "karras",
-            guidance_scale: 7.0,
+            summary,
             guidance_rescale: 0.0,
             seed: 1,
             width: 512,
@@ -151,19 +170,28 @@ mod tests {
     #[test]
     fn reads_as_a1111_writes() {
         assert_eq!(
-            sample("a cat", "blurry", "emoji").to_string(),
+            sample("a cat", "blurry", "emoji", &summary(7.0)).to_string(),
             format!(
                 "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, \
                  Size: 512x768, Model hash: abcdef1234, Model: emoji, Clip skip: 2, RNG: CPU, Version: scumble {}",
                 env!("CARGO_PKG_VERSION")
             )
         );
-        let mut bare = sample("", "", "m");
-        (bare.model_hash, bare.clip_skip, bare.guidance_scale) = (None, Some(1), 7.5);
+        let settled = summary(7.5);
+        let mut bare = sample("", "", "m", &settled);
+        (bare.model_hash, bare.clip_skip) = (None, Some(1));
         let text = bare.to_string();
         assert!(
             text.starts_with("\nSteps: 20") && text.contains("CFG scale: 7.5, Seed: 1, Size: 512x768, Model: m, RNG")
         );
+    }
+
+    #[test]
+    fn what_a_system_lacks_is_not_told() {
+        let settled = Summary { further: vec![("Top-k", "256".into())], ..Summary::default() };
+        let text = sample("a cat", "", "m", &settled).to_string();
+        assert!(text.starts_with("a cat\nTop-k: 256, Seed: 1, Size: 512x768"), "{text}");
+        assert!(!text.contains("Sampler") && !text.contains("CFG"), "{text}");
     }
 
     #[test]
@@ -177,7 +205,8 @@ mod tests {
                 ("Steps: 3, Seed: 4", ""),
                 ("日本語 😀", "é"),
             ] {
-                let (got_prompt, got_negative, fields) = read(&sample(prompt, negative, model).to_string());
+                let (got_prompt, got_negative, fields) =
+                    read(&sample(prompt, negative, model, &summary(7.0)).to_string());
                 assert_eq!((got_prompt.as_str(), got_negative.as_str()), (prompt, negative));
                 let field = |name: &str| fields.iter().find(|(known, _)| known == name).unwrap().1.as_str();
                 assert_eq!((field("Model"), field("Seed"), field("Size")), (model, "1", "512x768"));

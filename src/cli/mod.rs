@@ -4,6 +4,7 @@ pub mod args;
 pub mod bench;
 pub mod bench_tables;
 pub mod cache;
+pub mod convert;
 pub mod files;
 pub mod generate;
 pub mod info;
@@ -13,6 +14,7 @@ pub mod model_hash;
 pub mod output;
 pub mod painter;
 pub mod progress;
+pub mod systems;
 pub mod tune;
 
 use std::io::Write;
@@ -50,6 +52,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Tune(args) => tune::run(args),
     }
 }

@@ -9,20 +9,20 @@ use crate::cli::generate::{Painter, Picture};
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
+use crate::cli::systems::Opened;
 use crate::cli::{cache, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
-use crate::pipelines::{Event, Generation, Precision, Request, Settings, StableDiffusion, Tiling};
+use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, Tiling, Variation};
 use crate::sampling::{SamplerKind, ScheduleKind};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 
-/// A model on an adapter, with the stages that the last picture left loaded.
+/// A system on an adapter, with the stages that the last picture left loaded.
 struct Studio {
-    model: Arc<StableDiffusion>,
-    name: String,
+    system: Arc<dyn System>,
     hash: HashSource,
     pictures: u32,
-    generation: Option<Generation>,
+    drawing: Option<Box<dyn Drawing>>,
 }
 
 /// Opens the model that `--model` names, or the embedded one, and its name for the picture's text.
@@ -87,88 +87,59 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
     args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     args.schedule.as_deref().map(ScheduleKind::from_str).transpose()?;
-    let tiling = Tiling::from_environment(&args.vae_tiling)?;
+    Tiling::from_environment(&args.vae_tiling)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
-    let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
+    let (opened, hash) = Opened::open(args)?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
     let gpu = open_gpu(args.adapter.as_deref())?;
     reporter.end();
     let precision = Precision::from(args.precision).resolve(gpu.is_cpu());
     tune::settle(&gpu, precision, args.no_tune, reporter)?;
     reporter.line(&format!("adapter: {}, {}", gpu.describe(), precision.name()));
-    let name = checkpoint.name.clone();
-    let model = Arc::new(StableDiffusion::new(gpu, checkpoint, precision).with_tiling(tiling));
-    Ok(Box::new(Studio { model, name, hash, pictures: args.batch, generation: None }))
+    let system = opened.on(gpu, precision, args)?;
+    Ok(Box::new(Studio { system, hash, pictures: args.batch, drawing: None }))
 }
 
 impl Painter for Studio {
     fn model_name(&self) -> String {
-        self.name.clone()
+        self.system.name().to_owned()
     }
 
     fn hash_source(&self) -> HashSource {
         self.hash.clone()
     }
 
-    fn draw(&mut self, request: &Request, reporter: &mut Reporter, mut dump: Option<&mut Dump>) -> Result<Picture> {
+    fn draw(&mut self, request: &Request, reporter: &mut Reporter, dump: Option<&mut Dump>) -> Result<Picture> {
         let keep = dump.is_some();
-        match &mut self.generation {
-            Some(generation) => generation.again(request.seed, request.latents.clone(), keep)?,
-            None => self.generation = Some(self.model.generate(request.clone(), self.pictures, keep)?),
-        }
-        let Some(generation) = &mut self.generation else {
-            return Err(Error::new("no generation to draw from"));
-        };
-        if generation.is_fresh() {
-            reporter.begin("loading the text encoder", 0, Unit::Pieces);
-        } else {
-            reporter.begin("denoising", generation.program().evaluations.len() as u64, Unit::Steps);
-        }
-        while let Some(event) = generation.next() {
-            match event? {
-                Event::TextLoaded => reporter.begin("encoding the prompt", 0, Unit::Pieces),
-                Event::TextEncoded(cut) => {
-                    reporter.end();
-                    for text in cut {
-                        reporter
-                            .line(&format!("warning: the prompt is too long for the text encoder; left out: {text:?}"));
-                    }
-                    reporter.begin("loading the denoiser", 0, Unit::Pieces);
-                }
-                Event::DenoiserLoaded(bytes) => {
-                    reporter.end();
-                    reporter.line(&format!("denoiser: {} MiB on the adapter", bytes >> 20));
-                    reporter.begin("denoising", generation.program().evaluations.len() as u64, Unit::Steps);
-                }
-                Event::Step(done, count) => {
-                    reporter.set(done as u64);
-                    if done == count {
-                        reporter.begin("loading the decoder", 0, Unit::Pieces);
-                    }
-                }
-                Event::DecoderLoaded(tiled) => {
-                    let how = if tiled { "decoding in bands of rows" } else { "decoding" };
-                    reporter.begin(how, 0, Unit::Pieces);
-                }
-                Event::Decoded(picture) => {
-                    for (name, tensor) in generation.take_dump() {
-                        if let Some(dump) = dump.as_deref_mut() {
-                            dump.push(name, tensor);
-                        }
-                    }
-                    let settings = generation.settings();
-                    return Ok(Picture {
-                        width: picture.width,
-                        height: picture.height,
-                        rgb: picture.rgb,
-                        steps: settings.steps,
-                        guidance_scale: settings.guidance_scale,
-                        sampler: settings.scheduler.sampler().to_string(),
-                        schedule: settings.scheduler.schedule().to_string(),
-                    });
-                }
+        let drawing = match self.drawing.take() {
+            Some(mut drawing) => {
+                let (seed, latents, image) = (request.seed, request.latents.clone(), request.image.clone());
+                drawing.again(Variation { seed, latents, image }, keep)?;
+                drawing
             }
+            None => Arc::clone(&self.system).draw(request.clone(), self.pictures, keep)?,
+        };
+        let drawing = self.drawing.insert(drawing);
+        let picture = follow(drawing.as_mut(), reporter)?;
+        if let Some(dump) = dump {
+            drawing.take_dump().into_iter().for_each(|(name, tensor)| dump.push(name, tensor));
         }
-        Err(Error::new("the generation ended without a picture"))
+        Ok(Picture { width: picture.width, height: picture.height, rgb: picture.rgb, summary: drawing.summary() })
     }
+}
+
+/// Drives a drawing to its picture and tells `reporter` how it goes.
+pub fn follow(drawing: &mut dyn Drawing, reporter: &mut Reporter) -> Result<crate::pipelines::Picture> {
+    for event in drawing {
+        match event? {
+            Event::Stage { what, steps, .. } => {
+                let unit = if steps > 0 { Unit::Steps } else { Unit::Pieces };
+                reporter.begin(what, steps as u64, unit);
+            }
+            Event::Step(done, _) => reporter.set(done as u64),
+            Event::Note(note) => reporter.line(&note),
+            Event::Picture(picture) => return Ok(picture),
+        }
+    }
+    Err(Error::new("the drawing ended without a picture"))
 }

@@ -2,12 +2,15 @@
 
 mod decode;
 mod denoise;
+mod denoiser;
 pub mod inspect;
 pub mod request;
 pub mod stable_diffusion;
 mod stages;
+pub mod system;
 
 pub use decode::Tiling;
 pub use request::{Precision, Request, Settings};
-pub use stable_diffusion::{Event, Generation, Picture, StableDiffusion};
+pub use stable_diffusion::{Generation, StableDiffusion};
 pub use stages::graphs;
+pub use system::{Drawing, Event, Picture, Summary, System, Variation, Work};

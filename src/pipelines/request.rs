@@ -71,6 +71,20 @@ pub struct Request {
     pub clip_skip: Option<u32>,
     /// Initial noise of unit variance [1, C, H/8, W/8]; drawn from the seed without.
     pub latents: Option<HostTensor>,
+    /// For a system that enlarges a picture: [1, 3, H, W] from -1 to 1.
+    pub image: Option<HostTensor>,
+    /// For a system that enlarges a picture: how much noise is added to it, in steps of its schedule.
+    pub noise_level: Option<u32>,
+    /// Image tokens: only the `top_k` most likely ones are drawn from; all without.
+    pub top_k: Option<u32>,
+    /// Image tokens: what the logits are divided by, 1 without.
+    pub temperature: Option<f32>,
+    /// unCLIP: denoising steps of the prior.
+    pub prior_steps: Option<u32>,
+    /// unCLIP: guidance scale of the prior.
+    pub prior_guidance_scale: Option<f32>,
+    /// unCLIP: denoising steps of the super-resolution stage.
+    pub sr_steps: Option<u32>,
 }
 
 /// A request with every choice made.

@@ -8,25 +8,14 @@ use super::denoise::DenoiseStage;
 use super::inspect;
 use super::request::{Request, Settings};
 use super::stages::{Side, TextStage, TextVectors};
+use super::system::{Drawing, Event, Picture, Summary, System, Variation, Work};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
 use crate::graph::executor::Resident;
-use crate::graph::recording::Submission;
 use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
-
-/// A finished picture: red, green and blue of each pixel, rows from the top.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// `width * height * 3` bytes.
-    pub rgb: Vec<u8>,
-}
 
 /// A model on a device.
 pub struct StableDiffusion {
@@ -36,31 +25,11 @@ pub struct StableDiffusion {
     tiling: Tiling,
 }
 
-/// What has just been done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The text encoders' weights are on the GPU and their kernels compiled.
-    TextLoaded,
-    /// The prompts are encoded; per prompt that was too long, the part that was left out.
-    TextEncoded(Vec<String>),
-    /// The UNet's weights are on the GPU and its kernels compiled. Bytes that it takes there.
-    DenoiserLoaded(u64),
-    /// Step `.0` of `.1`, counted from 1, is done on the adapter. The following one has been submitted meanwhile, unless the
-    /// intermediates are kept.
-    Step(usize, usize),
-    /// The decoder is ready; whether it runs in bands of rows.
-    DecoderLoaded(bool),
-    /// The picture.
-    Decoded(Picture),
-}
-
-/// Steps submitted and not waited for: the adapter has the next one at hand when it is done with the present one.
-const STEPS_UNDER_WAY: usize = 2;
-
 /// The encoded prompts, the negative one first.
 type Prompts = Vec<(Side, TextVectors)>;
 
 enum Phase {
+    Fresh,
     LoadText,
     Encode(Box<TextStage>),
     LoadDenoiser(Prompts),
@@ -81,11 +50,11 @@ pub struct Generation {
     phase: Phase,
     denoise: Option<DenoiseStage>,
     decode: Option<DecodeStage>,
-    /// The steps that the adapter has not been seen to finish, the oldest first.
-    flying: VecDeque<Submission>,
     noise: TorchGenerator,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
+    /// Told before the next piece of work is done.
+    events: VecDeque<Event>,
 }
 
 impl StableDiffusion {
@@ -117,6 +86,7 @@ impl StableDiffusion {
         let program = settings.scheduler.program(settings.steps as usize, None)?;
         let shape = DenoiseStage::latent_shape(&self.checkpoint, &settings);
         check_latents(request.latents.as_ref(), shape)?;
+        DenoiseStage::run(&self.checkpoint, &settings, &program).check(&self.checkpoint.name)?;
         DenoiseStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
         DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings, false)?;
         self.check_budget(&settings, count)?;
@@ -126,12 +96,12 @@ impl StableDiffusion {
             request,
             settings,
             program,
-            phase: Phase::LoadText,
+            phase: Phase::Fresh,
             denoise: None,
             decode: None,
-            flying: VecDeque::new(),
             remaining: count,
             dump: dump.then(Vec::new),
+            events: VecDeque::new(),
         })
     }
 
@@ -165,26 +135,9 @@ fn check_latents(latents: Option<&HostTensor>, shape: Shape) -> Result<()> {
 }
 
 impl Generation {
-    /// Makes the next of the announced pictures from this seed or noise, on the stages that are loaded.
-    pub fn again(&mut self, seed: u64, latents: Option<HostTensor>, dump: bool) -> Result<()> {
-        check_latents(latents.as_ref(), DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings))?;
-        if self.denoise.is_none() {
-            return Err(Error::new("no further picture was announced").at("Generation::again"));
-        }
-        (self.request.seed, self.request.latents) = (seed, latents);
-        self.dump = dump.then(Vec::new);
-        self.phase = Phase::Start;
-        Ok(())
-    }
-
     /// The request with every choice made.
     pub fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// Whether nothing has been computed yet.
-    pub fn is_fresh(&self) -> bool {
-        matches!(self.phase, Phase::LoadText)
     }
 
     /// The denoising run as a table.
@@ -192,20 +145,20 @@ impl Generation {
         &self.program
     }
 
-    /// The intermediates kept so far: text vectors, noise, the latent after each evaluation of the model, the decoded picture.
-    pub fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
-        self.dump.take().unwrap_or_default()
-    }
-
-    /// Does the next piece of work: prompt -> text vectors -> noise -> latent -> picture.
-    fn advance(&mut self) -> Result<Option<Event>> {
+    /// Does the next piece of work, prompt -> text vectors -> noise -> latent -> picture, and tells what comes after it.
+    fn advance(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
         let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
+        let count = self.program.evaluations.len();
         match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Fresh => {
+                self.phase = Phase::LoadText;
+                self.begin(Work::Loading, "loading the text encoder", 0);
+            }
             Phase::LoadText => {
                 let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
                 self.phase = Phase::Encode(Box::new(text));
-                Ok(Some(Event::TextLoaded))
+                self.begin(Work::Encoding, "encoding the prompt", 0);
             }
             Phase::Encode(text) => {
                 let (vectors, cut) = self.encode(&text)?;
@@ -213,46 +166,52 @@ impl Generation {
                 drop(text);
                 gpu.wait()?;
                 self.phase = Phase::LoadDenoiser(vectors);
-                Ok(Some(Event::TextEncoded(cut)))
+                self.events.extend(cut.iter().map(|part| super::stages::cut_note(part)));
+                self.begin(Work::Loading, "loading the denoiser", 0);
             }
             Phase::LoadDenoiser(vectors) => {
                 let bytes = self.load_denoiser(&vectors)?;
                 self.phase = Phase::Start;
-                Ok(Some(Event::DenoiserLoaded(bytes)))
+                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", bytes >> 20)));
+                self.begin(Work::Generating, "denoising", count);
             }
             Phase::Start => {
                 self.start()?;
-                self.phase = if self.program.evaluations.is_empty() { Phase::Finish } else { Phase::Step(0) };
-                self.advance()
+                self.phase = if count == 0 { Phase::Finish } else { Phase::Step(0) };
             }
             Phase::Step(index) => {
                 self.step(index)?;
-                let count = self.program.evaluations.len();
                 self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
-                Ok(Some(Event::Step(index + 1, count)))
+                self.events.push_back(Event::Step(index + 1, count));
             }
             Phase::Finish => {
-                let state = self.finish()?;
-                self.phase = Phase::LoadDecoder(state);
-                self.advance()
+                self.phase = Phase::LoadDecoder(self.finish()?);
+                if self.decode.is_none() {
+                    self.begin(Work::Loading, "loading the decoder", 0);
+                }
             }
             Phase::LoadDecoder(state) => {
-                self.phase = Phase::Decode(state);
-                if self.decode.is_some() {
-                    return self.advance();
-                }
-                let decode = DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?;
-                let tiled = decode.tiled();
+                let decode = match self.decode.take() {
+                    Some(decode) => decode,
+                    None => DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?,
+                };
+                let what = if decode.tiled() { "decoding in bands of rows" } else { "decoding" };
                 self.decode = Some(decode);
-                Ok(Some(Event::DecoderLoaded(tiled)))
+                self.phase = Phase::Decode(state);
+                self.begin(Work::Decoding, what, 0);
             }
             Phase::Decode(state) => {
                 let picture = self.decode(&state)?;
                 self.remaining = self.remaining.saturating_sub(1);
-                Ok(Some(Event::Decoded(picture)))
+                self.events.push_back(Event::Picture(picture));
             }
-            Phase::Done => Ok(None),
+            Phase::Done => {}
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
+        self.events.push_back(Event::Stage { work, what, steps });
     }
 
     /// Prompts -> text vectors, the negative one's first; and what was cut off the prompts.
@@ -293,57 +252,33 @@ impl Generation {
         if let Some(dump) = &mut self.dump {
             dump.push(("noise".to_owned(), noise.clone()));
         }
-        self.flying.clear();
         match &mut self.denoise {
-            Some(denoise) => denoise.start(&noise, &self.program),
+            Some(denoise) => denoise.denoiser().start(&noise),
             None => Ok(()),
         }
     }
 
     /// Noise of unit variance [1, C, H, W], the generator's next.
     fn draw(&mut self) -> HostTensor {
-        let shape = DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings);
-        let axes = vec![1, shape.channels as usize, shape.height as usize, shape.width as usize];
-        HostTensor { data: self.noise.randn(axes.iter().product()), shape: axes }
+        DenoiseStage::run(&self.model.checkpoint, &self.settings, &self.program).draw(&mut self.noise)
     }
 
-    /// Waits for step `index`. The adapter is given the step after it first, so that it never waits for the host: while one
-    /// step runs, the next is encoded and its noise drawn. Two are under way at most, as each holds memory of the driver.
+    /// Waits for step `index`, while the adapter goes on to the one after it, unless intermediates are kept.
     fn step(&mut self, index: usize) -> Result<()> {
-        let ahead = if self.dump.is_some() { 1 } else { STEPS_UNDER_WAY };
-        while self.flying.len() < ahead && index + self.flying.len() < self.program.evaluations.len() {
-            let submission = self.submit(index + self.flying.len())?;
-            self.flying.push_back(submission);
-        }
-        if let Some(submission) = self.flying.pop_front() {
-            submission.wait()?;
-        }
-        if let (Some(dump), Some(denoise)) = (&mut self.dump, &self.denoise) {
-            dump.push((format!("latents.{index}"), denoise.latent()?));
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
+        let (end, alone) = (self.program.evaluations.len(), self.dump.is_some());
+        denoise.denoiser().step(index, end, alone, &mut self.noise)?;
+        if let Some(dump) = &mut self.dump {
+            dump.push((format!("latents.{index}"), denoise.denoiser().latent()?));
         }
         Ok(())
     }
 
-    /// One evaluation of the model and the solver's update.
-    fn submit(&mut self, index: usize) -> Result<Submission> {
-        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
-        let evaluation = &self.program.evaluations[index];
-        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
-        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
-        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())
-    }
-
     /// The finished latent on the GPU, checked; the UNet is released if no further picture needs it.
     fn finish(&mut self) -> Result<Resident> {
-        let denoise = self.denoise.as_ref().unwrap_or_else(|| panic!("the denoiser is loaded before the last step"));
-        if !denoise.latent()?.data.iter().all(|value| value.is_finite()) {
-            return Err(Error::new("the denoiser made numbers that are not finite")
-                .at("latent")
-                .expected("finite values")
-                .found("NaN or infinity")
-                .hint("--precision f32, or another sampler"));
-        }
-        let state = denoise.state()?;
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the last step"));
+        denoise.denoiser().finished()?;
+        let state = denoise.denoiser().state()?;
         if self.remaining <= 1 {
             self.denoise = None;
         }
@@ -366,6 +301,65 @@ impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
+            }
+            if matches!(self.phase, Phase::Done) {
+                return None;
+            }
+            if let Err(error) = self.advance() {
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl System for StableDiffusion {
+    fn name(&self) -> &str {
+        &self.checkpoint.name
+    }
+
+    fn draw(self: Arc<Self>, request: Request, count: u32, dump: bool) -> Result<Box<dyn Drawing>> {
+        Ok(Box::new(self.generate(request, count, dump)?))
+    }
+}
+
+impl Drawing for Generation {
+    fn again(&mut self, variation: Variation, dump: bool) -> Result<()> {
+        let shape = DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings);
+        check_latents(variation.latents.as_ref(), shape)?;
+        if self.denoise.is_none() {
+            return Err(Error::new("no further picture was announced").at("Generation::again"));
+        }
+        (self.request.seed, self.request.latents) = (variation.seed, variation.latents);
+        self.dump = dump.then(Vec::new);
+        self.phase = Phase::Start;
+        let count = self.program.evaluations.len();
+        self.begin(Work::Generating, "denoising", count);
+        Ok(())
+    }
+
+    fn summary(&self) -> Summary {
+        let Settings { steps, guidance_scale, scheduler, .. } = &self.settings;
+        Summary {
+            steps: Some(*steps),
+            guidance_scale: Some(*guidance_scale),
+            sampler: Some(scheduler.sampler().to_string()),
+            schedule: Some(scheduler.schedule().to_string()),
+            further: Vec::new(),
+        }
+    }
+
+    fn image(&self) -> Result<HostTensor> {
+        match &self.decode {
+            Some(decode) => decode.image(),
+            None => Err(Error::new("no picture yet").at("Drawing::image")),
+        }
+    }
+
+    /// Text vectors, noise, the latent after each evaluation of the model, the decoded picture.
+    fn take_dump(&mut self) -> Vec<(String, HostTensor)> {
+        self.dump.take().unwrap_or_default()
     }
 }

@@ -10,4 +10,4 @@ mod tests;
 pub mod tokenizer_files;
 
 pub use clip_tokenizer::{ClipTokenizer, Encoded};
-pub use tokenizer_files::{SideFiles, TokenizerFiles};
+pub use tokenizer_files::{SideFiles, TokenizerFiles, clip_folder};

@@ -1,4 +1,4 @@
-//! Checkpoints as one `.safetensors` file with the original key names: detected, described and translated.
+//! Checkpoints as one file (`.safetensors`, `.ckpt`) with the original key names: detected, described and translated.
 //!
 //! The version follows from the keys as in diffusers' `from_single_file`, and so does what they leave open: an SD 2.x file
 //! is taken to be SD 2.1 (768 px, v_prediction), since nothing in it tells 2.0-base or 2.1-base (epsilon) apart;
@@ -18,27 +18,19 @@ use super::original_config::{self, Version, vae_levels};
 use super::original_keys::{
     self, SD1_TEXT, SD2_TEXT, SDXL_TEXT, SDXL_TEXT_2, Shapes, TextLayout, UNET, UnetLayout, VAE,
 };
-use super::safetensors_file::SafetensorsFile;
+use super::tensor_file::TensorFile;
 use super::{keys, unexpected_key_error};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
 /// Opens the file at `path`.
 pub(super) fn open(path: &Path, name: String) -> Result<Checkpoint> {
-    let pickle =
-        ["ckpt", "pt", "pth", "bin"].iter().any(|e| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e)));
-    if pickle {
-        return Err(Error::new("not a safetensors file")
-            .at(path.display())
-            .found("a PyTorch pickle")
-            .hint("converting it to .safetensors, or a diffusers directory"));
-    }
-    let file = Arc::new(SafetensorsFile::open(path)?);
+    let file = Arc::new(TensorFile::open(path)?);
     from_file(&file, name)
 }
 
 /// Translates an opened file.
-pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint> {
+pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
     let shapes: Shapes =
         file.names().map(|key| (key.to_string(), file.shape(key).unwrap_or_default().to_vec())).collect();
     let translated = translate(&shapes, file.place())?;
@@ -50,14 +42,15 @@ pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint
         Ok::<_, Error>(Box::new(source))
     };
     let version = translated.version;
+    let vae_config = VaeConfig::from_json(&translated.vae.config, file.place())?;
+    check_encoder(&translated.vae_encoder, &vae_config, file.place())?;
     let mut text_encoders = Vec::new();
     for (layout, part) in translated.text_encoders {
         let config = ClipConfig::from_json(&part.config, layout.with_projection, file.place())?;
-        let pad_token = if layout.open_clip { "!" } else { "<|endoftext|>" };
         text_encoders.push(TextEncoderPart {
             config,
             weights: source(part)?,
-            tokenizer: TokenizerFiles::Clip { pad_token },
+            tokenizer: TokenizerFiles::Clip { pad_token: layout.pad_token() },
         });
     }
     let checkpoint = Checkpoint {
@@ -68,10 +61,7 @@ pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint
             config: UnetConfig::from_json(&translated.unet.config, file.place())?,
             weights: source(translated.unet)?,
         },
-        vae: Part {
-            config: VaeConfig::from_json(&translated.vae.config, file.place())?,
-            weights: source(translated.vae)?,
-        },
+        vae: Part { config: vae_config, weights: source(translated.vae)? },
         scheduler: scheduler(version, &shapes),
         force_zeros_for_empty_prompt: version == Version::Sdxl,
         requires_aesthetics_score: false,
@@ -81,8 +71,18 @@ pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint
     checkpoint.check_fit(file.place())
 }
 
+/// Errors for a tensor of the VAE's encoder, which nothing reads, that an encoder of this config does not have.
+fn check_encoder(tensors: &[(String, String, Change)], config: &VaeConfig, place: &str) -> Result<()> {
+    let known = config.encoder_names();
+    let names: HashSet<&String> = known.iter().collect();
+    match tensors.iter().find(|(_, name, _)| !names.contains(name)) {
+        None => Ok(()),
+        Some((stored, ..)) => Err(unexpected_key_error(place, stored, &known)),
+    }
+}
+
 /// The published scheduler config, corrected by the marks that the file carries.
-fn scheduler(version: Version, shapes: &Shapes) -> Value {
+pub(super) fn scheduler(version: Version, shapes: &Shapes) -> Value {
     let mut config = original_config::scheduler(version);
     if shapes.contains_key("v_pred") {
         config["prediction_type"] = "v_prediction".into();
@@ -113,6 +113,8 @@ pub struct Translated {
     pub unet: Translation,
     /// The latent's decoder.
     pub vae: Translation,
+    /// The tensors of the VAE's encoder, which no model reads.
+    pub vae_encoder: Vec<(String, String, Change)>,
 }
 
 /// Translates names and shapes alone; `place` names the file in errors.
@@ -144,9 +146,10 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
     let stripped = strip(shapes, vae_prefix);
     let levels = vae_levels(&stripped);
     let vae_config = original_config::vae(version, &stripped, place)?;
-    let encoder: HashSet<String> = VaeConfig::from_json(&vae_config, place)?.encoder_names().into_iter().collect();
-    let mut vae_tensors = rename(shapes, vae_prefix, place, |key| Some(vec![original_keys::vae(key, levels)?]))?;
-    vae_tensors.retain(|(_, name, _)| !encoder.contains(name));
+    let vae_tensors = rename(shapes, vae_prefix, place, |key| Some(vec![original_keys::vae(key, levels)?]))?;
+    let (vae_encoder, vae_tensors) = vae_tensors
+        .into_iter()
+        .partition(|(_, name, _)| name.starts_with("encoder.") || name.starts_with("quant_conv."));
     let vae = Translation { config: vae_config, tensors: vae_tensors };
     let text_encoders = layouts.iter().map(|layout| {
         let dropped = layout.dropped_layer(shapes);
@@ -156,7 +159,7 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
         let config = original_config::text_encoder(layout.open_clip, &named.collect(), place)?;
         Ok((*layout, Translation { config, tensors }))
     });
-    Ok(Translated { version, text_encoders: text_encoders.collect::<Result<_>>()?, unet, vae })
+    Ok(Translated { version, text_encoders: text_encoders.collect::<Result<_>>()?, unet, vae, vae_encoder })
 }
 
 fn has_prefix(shapes: &Shapes, prefix: &str) -> bool {

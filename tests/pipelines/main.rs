@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use golden::{Golden, assert_close, compare_pictures, folder};
 use scumble::gpu::{Gpu, GpuOptions};
-use scumble::pipelines::{Event, Request, StableDiffusion};
+use scumble::pipelines::{Drawing, Event, Request, StableDiffusion, Variation};
 use scumble::tensor::{DType, HostTensor};
 use scumble::text::{ClipTokenizer, TokenizerFiles};
 use scumble::weights::checkpoint::Checkpoint;
@@ -42,7 +42,7 @@ fn draw(gpu: Arc<Gpu>, name: &str, request: Request, precision: DType) -> (Vec<u
     let model = Arc::new(StableDiffusion::new(gpu, checkpoint(name), precision));
     let mut generation = model.generate(request, 1, true).unwrap();
     while let Some(event) = generation.next() {
-        if let Event::Decoded(picture) = event.unwrap_or_else(|error| panic!("{name}: {error}")) {
+        if let Event::Picture(picture) = event.unwrap_or_else(|error| panic!("{name}: {error}")) {
             return (picture.rgb, generation.take_dump());
         }
     }
@@ -146,7 +146,7 @@ fn steps_under_way_together_draw_as_one_after_the_other() {
     let mut generation = model.generate(request(1), 2, false).unwrap();
     for seed in [1, 2] {
         if seed == 2 {
-            generation.again(2, None, false).unwrap();
+            generation.again(Variation { seed: 2, ..Variation::default() }, false).unwrap();
         }
         let mut steps = Vec::new();
         let picture = generation.find_map(|event| match event.unwrap() {
@@ -154,7 +154,7 @@ fn steps_under_way_together_draw_as_one_after_the_other() {
                 steps.push((done, count));
                 None
             }
-            Event::Decoded(picture) => Some(picture),
+            Event::Picture(picture) => Some(picture),
             _ => None,
         });
         assert_eq!(steps, (1..=5).map(|done| (done, 5)).collect::<Vec<_>>());

@@ -14,6 +14,7 @@ mod matrix;
 mod norms;
 mod pointwise;
 mod pool;
+mod resample;
 mod roofs;
 mod rows;
 mod sampled;
@@ -280,6 +281,7 @@ pub fn cases() -> Vec<Case> {
         norms::cases,
         pointwise::cases,
         pool::cases,
+        resample::cases,
         roofs::cases,
         rows::cases,
         steps::cases,
@@ -334,6 +336,7 @@ mod tests {
             "attention_lanes",
             "attention_shared",
             "lanes",
+            "resampling",
             "roof_coop",
             "roof_half",
             "tuning",

@@ -157,6 +157,23 @@ impl UnetConfig {
         }
     }
 
+    /// Heads of every block on the way down.
+    pub fn head_counts(&self) -> Vec<usize> {
+        self.down.iter().map(|block| block.head_count).collect()
+    }
+
+    /// The same with the heads of another UNet of as many blocks.
+    #[must_use]
+    pub fn with_heads_of(&self, other: &Self) -> Self {
+        let mut same = self.clone();
+        let heads = other.down.iter().chain(&other.up).map(|block| block.head_count);
+        same.down.iter_mut().chain(&mut same.up).zip(heads).for_each(|(block, count)| block.head_count = count);
+        if let (Some(mine), Some(theirs)) = (&mut same.mid, other.mid) {
+            mine.head_count = theirs.head_count;
+        }
+        same
+    }
+
     /// Whether some block reads the text.
     pub fn reads_text(&self) -> bool {
         let mid =

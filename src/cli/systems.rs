@@ -1,0 +1,51 @@
+//! From what `--model` names to a system on an adapter.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cli::args::GenerateArgs;
+use crate::cli::model_hash::HashSource;
+use crate::cli::painter::open_model;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::pipelines::{StableDiffusion, System, Tiling};
+use crate::tensor::DType;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::kind::ModelKind;
+
+/// A model whose configs were read and checked, before there is an adapter.
+pub enum Opened {
+    /// Stable Diffusion.
+    StableDiffusion(Box<Checkpoint>),
+}
+
+impl Opened {
+    /// Opens what the command names, and tells what its hash is made from.
+    pub fn open(args: &GenerateArgs) -> Result<(Self, HashSource)> {
+        match args.model.as_deref().map(kind_of).transpose()?.unwrap_or(ModelKind::StableDiffusion) {
+            ModelKind::StableDiffusion => {
+                let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
+                Ok((Self::StableDiffusion(Box::new(checkpoint)), hash))
+            }
+            kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
+        }
+    }
+
+    /// The system on `gpu`.
+    pub fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
+        match self {
+            Self::StableDiffusion(checkpoint) => {
+                let tiling = Tiling::from_environment(&args.vae_tiling)?;
+                Ok(Arc::new(StableDiffusion::new(gpu, *checkpoint, precision).with_tiling(tiling)))
+            }
+        }
+    }
+}
+
+/// The kind of a model by its built-in name or by its path.
+fn kind_of(model: &Path) -> Result<ModelKind> {
+    match model.to_str() {
+        Some("emoji") if !model.exists() => Ok(ModelKind::StableDiffusion),
+        _ => ModelKind::of(model),
+    }
+}

@@ -1,0 +1,56 @@
+//! Which system a path holds, told from its files' names and `model_index.json`.
+
+use std::path::Path;
+
+use super::files::Files;
+use super::index::read_index;
+use crate::error::{Error, Result};
+
+/// A family of systems that are opened and run in the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Stable Diffusion 1.x, 2.x or XL: a diffusers directory or a single file.
+    StableDiffusion,
+    /// DALL-E mini or mega: a directory with the encoder, the decoder and the tokenizer.
+    DalleMini,
+    /// DALL-E 2 as Karlo has it: a directory of diffusers' `UnCLIPPipeline`.
+    Karlo,
+    /// Kandinsky 2.2: a directory of diffusers' `KandinskyV22Pipeline`.
+    Kandinsky,
+    /// The first stage of DeepFloyd IF: a directory of diffusers' `IFPipeline`.
+    Imagen,
+    /// The second stage of DeepFloyd IF: a directory of diffusers' `IFSuperResolutionPipeline`.
+    ImagenSuperResolution,
+    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline` or a single file.
+    LatentUpscaler,
+    /// An ESRGAN-family network: a single file.
+    Esrgan,
+}
+
+impl ModelKind {
+    /// Looks at a directory or a file without reading tensors.
+    ///
+    /// # Errors
+    /// When there is no such path, or a directory of a system that scumble does not have.
+    pub fn of(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path)
+            .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
+        if !metadata.is_dir() {
+            return Ok(Self::StableDiffusion);
+        }
+        Self::of_directory(&Files::Directory(path.to_path_buf()))
+    }
+
+    fn of_directory(files: &Files) -> Result<Self> {
+        let index = read_index(files)?;
+        Ok(match index.class_name() {
+            "UnCLIPPipeline" => Self::Karlo,
+            "KandinskyV22Pipeline" => Self::Kandinsky,
+            "IFPipeline" => Self::Imagen,
+            "IFSuperResolutionPipeline" => Self::ImagenSuperResolution,
+            "StableDiffusionUpscalePipeline" => Self::LatentUpscaler,
+            // Whatever else it is, the opener of Stable Diffusion tells.
+            _ => Self::StableDiffusion,
+        })
+    }
+}
