@@ -36,9 +36,9 @@ const CASES: [&str; 11] = [
 ];
 /// Sums in another order than PyTorch's: some twenty layers, each near 1e-6 of its largest value.
 const SINGLE: f32 = 5e-5;
-/// Twenty layers whose results are rounded to halves (5e-4 each), which add up as a random walk does, and the residual stream
-/// that grows meanwhile.
-const HALF: f32 = 1.5e-2;
+/// Twenty layers whose results are rounded to halves (5e-4 each). As much noise in diffusers' own layers moves these narrow
+/// models' results by 3e-3 to 1.2e-2, norms over a dozen channels amplifying it; twice that.
+const HALF: f32 = 2.5e-2;
 
 fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();

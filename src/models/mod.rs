@@ -14,6 +14,7 @@ pub mod generator {
     pub mod unet;
     mod unet_blocks;
 }
+mod linears;
 pub mod nn;
 mod resnet;
 /// From tokens to vectors.
@@ -21,3 +22,4 @@ pub mod text {
     pub mod clip;
 }
 mod tokens;
+mod wide;
