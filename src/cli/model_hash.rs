@@ -26,7 +26,9 @@ impl HashSource {
         let mut files: Vec<PathBuf> = std::fs::read_dir(path.join("unet"))
             .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
             .unwrap_or_default();
-        files.retain(|file| file.extension().is_some_and(|ending| ending == "safetensors"));
+        let has = |file: &PathBuf, ending: &str| file.extension().is_some_and(|found| found == ending);
+        let ending = if files.iter().any(|file| has(file, "safetensors")) { "safetensors" } else { "bin" };
+        files.retain(|file| has(file, ending));
         files.sort();
         let is_half = |file: &PathBuf| file.to_string_lossy().contains(".fp16");
         if files.iter().any(|file| !is_half(file)) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::files::Files;
-use super::safetensors_file::SafetensorsFile;
+use super::tensor_file::TensorFile;
 use super::{Source, directory, single_file};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
@@ -101,7 +101,7 @@ pub struct Checkpoint {
     /// SDXL refiner; always false for now, since such a checkpoint is refused.
     pub requires_aesthetics_score: bool,
     /// The single file, or the UNet's file or shards: what [`Checkpoint::hash`] is made from.
-    pub(super) files: Vec<Arc<SafetensorsFile>>,
+    pub(super) files: Vec<Arc<TensorFile>>,
 }
 
 impl Checkpoint {
@@ -114,15 +114,16 @@ impl Checkpoint {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Opens a diffusers directory or a single `.safetensors` file.
+    /// Opens a diffusers directory or a single file (`.safetensors`, `.ckpt`) in the original key names.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, &CheckpointOptions::default())
     }
 
-    /// Opens a diffusers directory or a single `.safetensors` file, with what the caller knows better.
+    /// Opens a diffusers directory or a single file, with what the caller knows better.
     pub fn open_with(path: &Path, options: &CheckpointOptions) -> Result<Self> {
-        let metadata = std::fs::metadata(path)
-            .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
+        let metadata = std::fs::metadata(path).map_err(|e| {
+            Error::io("no such model", path, &e).hint("a diffusers directory, or a .safetensors or .ckpt file")
+        })?;
         let mut checkpoint = if metadata.is_dir() {
             directory::open(&Files::Directory(path.to_path_buf()), name_of(path))?
         } else {
@@ -183,9 +184,10 @@ impl Checkpoint {
     }
 }
 
-/// A path's last component without `.safetensors`.
+/// A path's last component without the ending of a file of weights.
 fn name_of(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let name = full.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-    name.strip_suffix(".safetensors").map_or(name.clone(), str::to_string)
+    let endings = [".safetensors", ".ckpt", ".pt", ".pth", ".bin"];
+    endings.iter().find_map(|ending| name.strip_suffix(ending)).map_or(name.clone(), str::to_string)
 }

@@ -138,9 +138,13 @@ fn variants_and_pickles() {
     std::fs::rename(&plain, &half).unwrap();
     let model = Checkpoint::open(copy.path()).unwrap();
     assert!(model.unet.weights.describe().ends_with("diffusion_pytorch_model.fp16.safetensors"));
+    // What a file is follows from its bytes, not from its name.
     std::fs::rename(&half, stem.with_extension("bin")).unwrap();
+    let model = Checkpoint::open(copy.path()).unwrap();
+    assert!(model.unet.weights.describe().ends_with("diffusion_pytorch_model.bin"));
+    std::fs::rename(stem.with_extension("bin"), copy.path().join("unet/diffusion_flax_model.msgpack")).unwrap();
     let error = open_error(&copy);
-    assert!(error.contains("diffusion_pytorch_model.bin") && error.contains("converting"), "{error}");
+    assert!(error.contains("diffusion_flax_model.msgpack") && error.contains("PyTorch release"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::safetensors_file::SafetensorsFile;
+use super::tensor_file::TensorFile;
 use super::{Source, TensorInfo, missing_key_error, rows_error, shown};
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ enum Layout {
 /// A named tensor: a stored one, renamed, sliced by rows, reshaped or transposed.
 #[derive(Clone)]
 struct View {
-    file: Arc<SafetensorsFile>,
+    file: Arc<TensorFile>,
     stored: String,
     info: TensorInfo,
     layout: Layout,
@@ -80,18 +80,14 @@ impl FileSource {
     }
 
     /// Every tensor of `file` under its own name; see [`FileSource::add_all`].
-    pub fn whole(file: Arc<SafetensorsFile>) -> Result<Self> {
+    pub fn whole(file: Arc<TensorFile>) -> Result<Self> {
         let mut source = Self::new(file.place());
         source.add_all(&file, |name| Some((name.to_string(), Change::Keep)))?;
         Ok(source)
     }
 
     /// Adds every tensor of `file` for which `map` has a name and a change; the others are left out.
-    pub fn add_all(
-        &mut self,
-        file: &Arc<SafetensorsFile>,
-        map: impl Fn(&str) -> Option<(String, Change)>,
-    ) -> Result<()> {
+    pub fn add_all(&mut self, file: &Arc<TensorFile>, map: impl Fn(&str) -> Option<(String, Change)>) -> Result<()> {
         for stored in file.names() {
             if let Some((name, change)) = map(stored) {
                 self.add(&name, file, stored, change)?;
@@ -102,7 +98,7 @@ impl FileSource {
 
     /// Adds the tensor `stored` of `file`, changed, under `name`. Errors: an integer tensor, a shape that the change does
     /// not fit, a name that is there already.
-    pub fn add(&mut self, name: &str, file: &Arc<SafetensorsFile>, stored: &str, change: Change) -> Result<()> {
+    pub fn add(&mut self, name: &str, file: &Arc<TensorFile>, stored: &str, change: Change) -> Result<()> {
         let place = || format!("{}: `{}`", file.place(), shown(stored));
         let dtype = file.float_type(stored)?;
         let shape = file.shape(stored).unwrap_or_default();

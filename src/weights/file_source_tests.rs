@@ -3,7 +3,7 @@ use crate::tensor::DType;
 use crate::weights::Source;
 
 /// `matrix` [4, 3] = 0, 1, ... 11 and `conv` [2, 3, 1, 1] = 0, 1, ... 5 as f32, and integers.
-fn file() -> Arc<SafetensorsFile> {
+fn file() -> Arc<TensorFile> {
     let floats = |n: u32| (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
     let (matrix, conv, ids) = (floats(12), floats(6), vec![0; 16]);
     let view = |dtype, shape, data| safetensors::tensor::TensorView::new(dtype, shape, data).unwrap();
@@ -13,7 +13,7 @@ fn file() -> Arc<SafetensorsFile> {
         ("ids", view(safetensors::Dtype::I64, vec![2], &ids)),
     ];
     let bytes = safetensors::serialize(tensors, None).unwrap();
-    Arc::new(SafetensorsFile::from_bytes(bytes, "test.safetensors").unwrap())
+    Arc::new(TensorFile::from_bytes(bytes, "test.safetensors").unwrap())
 }
 
 fn rows(source: &FileSource, name: &str, rows: Range<usize>) -> Vec<f32> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::safetensors_file::SafetensorsFile;
+use super::tensor_file::TensorFile;
 use crate::error::{Error, Result};
 
 /// Configs and vocabularies are smaller than this; a larger one is not read into memory.
@@ -85,53 +85,53 @@ impl Files {
             .map_err(|e| Error::new("broken file").at(self.place(path)).expected("JSON").found(e))
     }
 
-    /// A safetensors file.
-    pub fn safetensors(&self, path: &str) -> Result<SafetensorsFile> {
+    /// A file of weights.
+    pub fn tensors(&self, path: &str) -> Result<TensorFile> {
         match self {
-            Self::Directory(root) => SafetensorsFile::open(&root.join(path)),
-            Self::Embedded(_) => SafetensorsFile::embedded(self.embedded(path)?, self.place(path)),
+            Self::Directory(root) => TensorFile::open(&root.join(path)),
+            Self::Embedded(_) => TensorFile::embedded(self.embedded(path)?, self.place(path)),
         }
     }
 
-    /// The safetensors file or shards of a part's folder. `stem` is `model` for text encoders and
-    /// `diffusion_pytorch_model` for the rest. The plain file is preferred, then `.fp16.` and `.bf16.` variants.
-    pub fn weights(&self, folder: &str, stem: &str) -> Result<Vec<Arc<SafetensorsFile>>> {
+    /// The file or shards of a part's folder. `stem` is `model` for text encoders and `diffusion_pytorch_model` for the rest.
+    /// safetensors are preferred to PyTorch's pickles, and the plain file to its `.fp16.` and `.bf16.` variants.
+    pub fn weights(&self, folder: &str, stem: &str) -> Result<Vec<Arc<TensorFile>>> {
         let names = self.list(folder);
-        let has = |name: &String| names.contains(name);
-        let variants = ["", ".fp16", ".bf16"];
-        for variant in variants {
-            let whole = format!("{stem}{variant}.safetensors");
-            if has(&whole) {
-                return Ok(vec![Arc::new(self.safetensors(&format!("{folder}/{whole}"))?)]);
-            }
-            // Transformers and diffusers put the variant at different places, and have changed it over time.
-            let indices = [
-                format!("{stem}{variant}.safetensors.index.json"),
-                format!("{stem}.safetensors{variant}.index.json"),
-                format!("{stem}.safetensors.index{variant}.json"),
-            ];
-            if let Some(index) = indices.iter().find(|name| has(name)) {
-                return self.shards(folder, index);
+        let pickled = if stem == "model" { "pytorch_model" } else { stem };
+        for (stem, ending) in [(stem, "safetensors"), (pickled, "bin")] {
+            for variant in ["", ".fp16", ".bf16"] {
+                let whole = format!("{stem}{variant}.{ending}");
+                if names.contains(&whole) {
+                    return Ok(vec![Arc::new(self.tensors(&format!("{folder}/{whole}"))?)]);
+                }
+                // Transformers and diffusers put the variant at different places, and have changed it over time.
+                let indices = [
+                    format!("{stem}{variant}.{ending}.index.json"),
+                    format!("{stem}.{ending}{variant}.index.json"),
+                    format!("{stem}.{ending}.index{variant}.json"),
+                ];
+                if let Some(index) = indices.iter().find(|name| names.contains(name)) {
+                    return self.shards(folder, index);
+                }
             }
         }
-        let error = Error::new("missing weights").at(self.place(folder)).expected(format!("{stem}.safetensors"));
-        let pickle =
-            |name: &&String| [".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5"].iter().any(|e| name.ends_with(e));
-        match names.iter().find(pickle) {
+        let expected = format!("{stem}.safetensors or {pickled}.bin");
+        let error = Error::new("missing weights").at(self.place(folder)).expected(expected);
+        match names.iter().find(|name| [".msgpack", ".h5", ".ckpt"].iter().any(|ending| name.ends_with(ending))) {
             Some(name) => Err(error
-                .found(format!("{name}, which scumble does not read"))
-                .hint("converting it, for instance with diffusers' `save_pretrained(..., safe_serialization=True)`")),
+                .found(format!("{name}, whose tensors are in another layout"))
+                .hint("the PyTorch release of the model")),
             None => Err(error.found(listing(&names)).hint("downloading the part again")),
         }
     }
 
     /// The files that an index names; every tensor of the index must be where it says.
-    fn shards(&self, folder: &str, index: &str) -> Result<Vec<Arc<SafetensorsFile>>> {
+    fn shards(&self, folder: &str, index: &str) -> Result<Vec<Arc<TensorFile>>> {
         let path = format!("{folder}/{index}");
         let json = self.json(&path)?;
         let fault = |expected: &str| Error::new("broken index").at(self.place(&path)).expected(expected.to_string());
         let map = json.get("weight_map").and_then(Value::as_object).ok_or_else(|| fault("an object `weight_map`"))?;
-        let mut files: BTreeMap<&str, Arc<SafetensorsFile>> = BTreeMap::new();
+        let mut files: BTreeMap<&str, Arc<TensorFile>> = BTreeMap::new();
         for (tensor, file) in map {
             let file = file
                 .as_str()
@@ -142,7 +142,7 @@ impl Files {
                     let error = Error::new("missing shard").at(self.place(&format!("{folder}/{file}")));
                     return Err(error.expected(format!("the file that {index} names")).hint("downloading it again"));
                 }
-                files.insert(file, Arc::new(self.safetensors(&format!("{folder}/{file}"))?));
+                files.insert(file, Arc::new(self.tensors(&format!("{folder}/{file}"))?));
             }
             if files[file].shape(tensor).is_none() {
                 let error = Error::new("missing tensor").at(self.place(&format!("{folder}/{file}")));

@@ -1,9 +1,10 @@
-//! Checkpoints: safetensors files on disk or in the program, the names of their tensors, and the configs beside them.
+//! Checkpoints: files of tensors on disk or in the program, the names of their tensors, and the configs beside them.
 //!
 //! [`checkpoint::Checkpoint::open`] turns a diffusers directory or a single file with the original key names into parts,
 //! each a config and a [`Source`]: named tensors under diffusers' (transformers') names. Nothing is read until the
 //! graph builder asks for rows, so opening a checkpoint of many gigabytes costs a header.
 
+mod bytes;
 pub mod checkpoint;
 pub mod cursor;
 pub mod directory;
@@ -14,15 +15,18 @@ mod files;
 mod index;
 pub mod keys;
 pub mod kind;
+mod msgpack;
 pub mod original_config;
 pub mod original_keys;
 pub mod pack;
+mod pickle;
 pub mod published;
 pub mod random;
-pub mod safetensors_file;
 mod safetensors_header;
 pub mod shapes;
 pub mod single_file;
+pub mod stored;
+pub mod tensor_file;
 
 use std::ops::Range;
 
@@ -33,6 +37,7 @@ pub use cursor::{Claims, Weights};
 pub use file_source::FileSource;
 pub use random::RandomSource;
 pub use shapes::ShapesSource;
+pub use tensor_file::TensorFile;
 
 /// Element type and shape of a named tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,75 +4,28 @@
 //! `safetensors` crate (a property test holds the two against each other); written here so that an error can name the
 //! tensor, and because the crate lets duplicate names pass.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::shown;
+use super::stored::{Contents, Entry, FileType, Layout, byte_size};
 use crate::error::{Error, Result};
-use crate::tensor::DType;
 
 /// Bytes that hold the header's length.
 const LENGTH_BYTES: usize = 8;
 /// The format's own bound on the header's length.
 const LONGEST_HEADER: usize = 100_000_000;
 
-/// Element types of the format; integers may lie in a file but nobody may ask for their values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FileType {
-    /// A type that scumble converts to f32.
-    Float(DType),
-    /// Any other whole-byte type of the format, with its name and bytes per element.
-    Other(&'static str, usize),
-}
-
-impl FileType {
-    /// Names and sizes as in the format's reference implementation.
-    fn parse(name: &str) -> Option<Self> {
-        const OTHERS: [(&str, usize); 13] = [
-            ("BOOL", 1),
-            ("U8", 1),
-            ("I8", 1),
-            ("F8_E5M2", 1),
-            ("F8_E4M3", 1),
-            ("F8_E8M0", 1),
-            ("I16", 2),
-            ("U16", 2),
-            ("I32", 4),
-            ("U32", 4),
-            ("I64", 8),
-            ("U64", 8),
-            ("F64", 8),
-        ];
-        match name {
-            "F32" => Some(Self::Float(DType::F32)),
-            "F16" => Some(Self::Float(DType::F16)),
-            "BF16" => Some(Self::Float(DType::BF16)),
-            _ => OTHERS.iter().find(|(n, _)| *n == name).map(|&(n, bytes)| Self::Other(n, bytes)),
-        }
-    }
-
-    fn bytes(self) -> usize {
-        match self {
-            Self::Float(dtype) => dtype.bytes(),
-            Self::Other(_, bytes) => bytes,
-        }
-    }
-}
-
-/// One tensor of a header.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub file_type: FileType,
-    pub shape: Vec<usize>,
-    /// Where its bytes lie in the whole file.
-    pub bytes: Range<usize>,
+/// Whether a file begins as one of this format does: a possible length of the header, and a brace.
+pub(super) fn begins(file: &[u8]) -> bool {
+    let length = file.first_chunk::<LENGTH_BYTES>().map(|length| u64::from_le_bytes(*length));
+    length.is_some_and(|length| length <= LONGEST_HEADER as u64) && file.get(LENGTH_BYTES) == Some(&b'{')
 }
 
 /// Reads and checks the header of `file`; `place` names it in errors.
-pub(super) fn parse(file: &[u8], place: &str) -> Result<HashMap<String, Entry>> {
+pub(super) fn parse(file: &[u8], place: &str) -> Result<Contents> {
     let fault = |what: &str| Error::new(what).at(place).hint("downloading or exporting the file again");
     let Some(length) = file.first_chunk::<LENGTH_BYTES>() else {
         let what = if file.is_empty() { "empty safetensors file" } else { "truncated safetensors file" };
@@ -96,17 +49,18 @@ pub(super) fn parse(file: &[u8], place: &str) -> Result<HashMap<String, Entry>> 
     let raw: RawHeader = serde_json::from_str(text).map_err(|e| {
         fault("safetensors header").expected("JSON of the safetensors format").found(shown(&e.to_string()))
     })?;
-    check(raw.tensors, start, file.len(), place)
+    let entries = check(raw.tensors, start, file.len(), place)?;
+    Ok(Contents { entries, metadata: raw.metadata, left_out: Vec::new() })
 }
 
 /// Turns raw entries into checked ones: known types, lengths that fit their shapes, bytes without overlap or hole.
-fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) -> Result<HashMap<String, Entry>> {
+fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) -> Result<BTreeMap<String, Entry>> {
     let fault = |what: &str, name: &str| {
         Error::new(what).at(format!("{place}: `{}`", shown(name))).hint("downloading or exporting the file again")
     };
     let mut order: Vec<(usize, usize)> = raw.iter().map(|(_, e)| e.data_offsets).collect();
     order.sort_unstable();
-    let mut entries = HashMap::with_capacity(raw.len());
+    let mut entries = BTreeMap::new();
     for (name, RawEntry { dtype, shape, data_offsets: (from, to) }) in raw {
         let Some(file_type) = FileType::parse(&dtype) else {
             return Err(Error::new("unsupported element type")
@@ -114,9 +68,7 @@ fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) ->
                 .found(shown(&dtype))
                 .expected("F32, F16 or BF16"));
         };
-        // Axes of length 0 must not hide others whose product overflows: later code multiplies any of them.
-        let bounded = shape.iter().try_fold(file_type.bytes(), |size, &axis| size.checked_mul(axis.max(1)));
-        let Some(size) = bounded.map(|size| if shape.contains(&0) { 0 } else { size }) else {
+        let Some(size) = byte_size(&shape, file_type) else {
             return Err(fault("tensor too large", &name)
                 .expected("a size in bytes")
                 .found(shown(&format!("shape {shape:?}"))));
@@ -129,7 +81,7 @@ fn check(raw: Vec<(String, RawEntry)>, start: usize, end: usize, place: &str) ->
             let error = fault("tensor data beyond the file's end", &name).expected(format!("at most {}", end - start));
             return Err(error.found(format!("offsets {from}..{to}")));
         }
-        entries.insert(name, Entry { file_type, shape, bytes: start + from..start + to });
+        entries.insert(name, Entry { file_type, shape, layout: Layout::Plain(start + from..start + to) });
     }
     let mut next = 0;
     for (from, to) in order {
@@ -158,6 +110,7 @@ struct RawEntry {
 /// The header's JSON: tensors in the order of the file, no name twice.
 struct RawHeader {
     tensors: Vec<(String, RawEntry)>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -173,19 +126,20 @@ impl<'de> Deserialize<'de> for RawHeader {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<RawHeader, A::Error> {
                 let mut seen = std::collections::HashSet::new();
                 let mut tensors = Vec::new();
+                let mut metadata = BTreeMap::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
                         return Err(A::Error::custom(format!("the name `{}` twice", shown(&name))));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<Option<HashMap<String, String>>>()?;
+                        metadata = map.next_value::<Option<BTreeMap<String, String>>>()?.unwrap_or_default();
                     } else {
                         let entry =
                             map.next_value().map_err(|e| A::Error::custom(format!("`{}`: {e}", shown(&name))))?;
                         tensors.push((name, entry));
                     }
                 }
-                Ok(RawHeader { tensors })
+                Ok(RawHeader { tensors, metadata })
             }
         }
         deserializer.deserialize_map(Header)

@@ -1,4 +1,4 @@
-//! Checkpoints as one `.safetensors` file with the original key names: detected, described and translated.
+//! Checkpoints as one file (`.safetensors`, `.ckpt`) with the original key names: detected, described and translated.
 //!
 //! The version follows from the keys as in diffusers' `from_single_file`, and so does what they leave open: an SD 2.x file
 //! is taken to be SD 2.1 (768 px, v_prediction), since nothing in it tells 2.0-base or 2.1-base (epsilon) apart;
@@ -18,27 +18,19 @@ use super::original_config::{self, Version, vae_levels};
 use super::original_keys::{
     self, SD1_TEXT, SD2_TEXT, SDXL_TEXT, SDXL_TEXT_2, Shapes, TextLayout, UNET, UnetLayout, VAE,
 };
-use super::safetensors_file::SafetensorsFile;
+use super::tensor_file::TensorFile;
 use super::{keys, unexpected_key_error};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
 /// Opens the file at `path`.
 pub(super) fn open(path: &Path, name: String) -> Result<Checkpoint> {
-    let pickle =
-        ["ckpt", "pt", "pth", "bin"].iter().any(|e| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e)));
-    if pickle {
-        return Err(Error::new("not a safetensors file")
-            .at(path.display())
-            .found("a PyTorch pickle")
-            .hint("converting it to .safetensors, or a diffusers directory"));
-    }
-    let file = Arc::new(SafetensorsFile::open(path)?);
+    let file = Arc::new(TensorFile::open(path)?);
     from_file(&file, name)
 }
 
 /// Translates an opened file.
-pub fn from_file(file: &Arc<SafetensorsFile>, name: String) -> Result<Checkpoint> {
+pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
     let shapes: Shapes =
         file.names().map(|key| (key.to_string(), file.shape(key).unwrap_or_default().to_vec())).collect();
     let translated = translate(&shapes, file.place())?;

@@ -10,8 +10,8 @@ fn file(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
-fn open(bytes: Vec<u8>) -> Result<SafetensorsFile> {
-    SafetensorsFile::from_bytes(bytes, "test.safetensors")
+fn open(bytes: Vec<u8>) -> Result<TensorFile> {
+    TensorFile::from_bytes(bytes, "test.safetensors")
 }
 
 #[test]
@@ -87,12 +87,12 @@ fn hostile_headers_are_refused_and_named() {
 fn a_missing_file_and_a_directory_are_named() {
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path().join("none.safetensors"), folder.path().to_path_buf()] {
-        let error = SafetensorsFile::open(&path).err().unwrap().to_string();
+        let error = TensorFile::open(&path).err().unwrap().to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
     }
     let path = folder.path().join("empty.safetensors");
     std::fs::write(&path, b"").unwrap();
-    assert!(SafetensorsFile::open(&path).err().unwrap().to_string().contains("empty safetensors file"));
+    assert!(TensorFile::open(&path).err().unwrap().to_string().contains("empty safetensors file"));
 }
 
 /// All 65536 halves, at an odd address, against their definition.
@@ -136,6 +136,9 @@ fn bf16_and_f32_keep_their_bits() {
 /// Whatever opens here opens in the reference implementation too, with the same tensors.
 fn no_laxer_than_the_reference(bytes: &[u8]) {
     let Ok(ours) = open(bytes.to_vec()) else { return };
+    if ours.format() != Format::Safetensors {
+        return;
+    }
     let theirs = safetensors::SafeTensors::deserialize(bytes).expect("the reference refuses this file");
     assert_eq!(ours.names().count(), theirs.len());
     for (name, view) in theirs.tensors() {
