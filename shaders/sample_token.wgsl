@@ -1,5 +1,5 @@
 // token = argmax_v p[v] / q[v], p[v] = exp((l[v] - max l) / temperature) where l[v] is among the top_k, else 0; l = u + scale (c - u): guidance of logits (arXiv:2207.12598), the top_k (arXiv:1805.04833), and a draw from what is left as torch.multinomial makes it, q being exponentials.
-// **Shapes** logits [B, width], of which the first V numbers count, row 0 u and row 1 c, or the only row; noise [V4] q; state [B] and next [B]: token, place, fault.
+// **Shapes** logits [B, width], of which the first V numbers count, row 0 u and row 1 c, or the only row; noise [V4] q; state [B] and next [B]: token, place, fault; drawn [1]: token, 0, fault.
 // **Grid** one workgroup of 256 invocations, each taking every 256th vector.
 // **Host** 1 <= top_k; temperature > 0; q > 0.
 // **Numbers** f32. Ties at the threshold all stay; of equal quotients the lowest index is drawn. A logit that is not finite sets the fault and draws token 0.
@@ -20,6 +20,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> noise: array<vec4<f32>>;       // [V4]
 @group(0) @binding(3) var<storage, read> state: array<vec4<u32>>;       // [B]
 @group(0) @binding(4) var<storage, read_write> next: array<vec4<u32>>;  // [B]
+@group(0) @binding(5) var<storage, read_write> drawn: array<vec4<u32>>; // [1]
 
 var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> fault: atomic<u32>;
@@ -142,5 +143,8 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         let bad = atomicLoad(&fault);
         let token = select(best_index[0], 0u, bad != 0u);
         next[lane] = vec4<u32>(token, state[lane].y + 1u, state[lane].z | bad, 0u);
+        if (lane == 0u) {
+            drawn[0] = vec4<u32>(token, 0u, bad, 0u);
+        }
     }
 }

@@ -35,7 +35,7 @@ pub struct Params {
     pad1: u32,
 }
 
-/// logits, noise, state -> next. `None` when the logits are larger than a binding.
+/// logits, noise, state -> next, drawn. `None` when the logits are larger than a binding.
 pub fn call(config: &SampleToken, limits: &Limits) -> Option<Call> {
     let width = vectors(config.width);
     let top_k = config.top_k.filter(|k| *k < config.count);
@@ -54,7 +54,7 @@ pub fn call(config: &SampleToken, limits: &Limits) -> Option<Call> {
     let bytes = u64::from(config.batch * width) * 16;
     let flops = 16 * u64::from(config.count);
     let fits = bytes <= limits.binding && limits.invocations >= 256;
-    fits.then(|| Call { flops, bytes: 2 * bytes, ..whole(variant, &params, [1, 1, 1], 4) })
+    fits.then(|| Call { flops, bytes: 2 * bytes, ..whole(variant, &params, [1, 1, 1], 5) })
 }
 
 /// The token in f64, from the rows of logits and the exponentials.

@@ -9,7 +9,7 @@ use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
 use crate::kernels::sinusoid::{self, Sinusoid};
-use crate::kernels::{Call, concat as concat_kernel, embed, matmul};
+use crate::kernels::{Call, concat as concat_kernel, embed, matmul, matrix_vector};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -75,7 +75,7 @@ pub(super) fn padded(count: u32) -> Vec<Option<u32>> {
     (0..count.next_multiple_of(4)).map(|k| (k < count).then_some(k)).collect()
 }
 
-fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
+pub(super) fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
     let key = w.claim(&[&[count]]);
     w.vector(g, vec![key], identity(count))
 }
@@ -104,7 +104,7 @@ pub(crate) fn push(
     }
 }
 
-/// Records a product, in two nodes where its sum is split; see [`push`].
+/// Records a product, in two nodes where its sum is split, or with the kernel for few rows; see [`push`].
 pub(super) fn push_product(
     g: &mut Graph,
     label: &str,
@@ -113,6 +113,9 @@ pub(super) fn push_product(
     shape: Shape,
 ) -> Value {
     let dtype = config.types[2];
+    if let Some(call) = matrix_vector::call(config, g.limits()) {
+        return g.push(label, call, operands.inputs(), shape, dtype);
+    }
     match config.call(g.limits()) {
         Some(Run { call, reduce: Some((partials, reduce)) }) => {
             let sums = Shape::tokens(partials.splits, partials.rows, partials.columns);
@@ -121,6 +124,14 @@ pub(super) fn push_product(
         }
         run => push(g, label, run.map(|run| run.call), operands.inputs(), shape, dtype),
     }
+}
+
+/// The first N of the `rows` outputs of a linear layer: x [.., K] -> [.., N].
+pub fn linear_part(g: &mut Graph, w: &Weights<'_>, x: Value, rows: u32, options: Linear) -> Value {
+    let depth = g.shape(x).channels;
+    let key = w.at("weight").claim(&[&[rows, depth]]);
+    let weight = w.matrix(g, vec![key], identity(options.out), padded(depth), 1);
+    product(g, w.path(), x, weight, None, options)
 }
 
 /// x [.., K] -> [.., N]; also a 1x1 convolution.

@@ -125,18 +125,21 @@ impl Kernel for Draw {
             }),
             words("state", &vec![[3, 41, 0, 0]; self.config.batch as usize]),
             Tensor::made("next", self.config.batch, 4, DType::F32),
+            Tensor::made("drawn", 1, 4, DType::F32),
         ];
-        Some(Work::of(sample_token::call(&self.config, limits)?, tensors, 1))
+        Some(Work::of(sample_token::call(&self.config, limits)?, tensors, 2))
     }
 
     fn expected(&self) -> Vec<Expected> {
         let [logits, noise] = self.numbers();
         let token = sample_token::reference(&self.config, &logits, &noise);
-        let row = if self.fault { [0, 42, 1, 0] } else { [token, 42, 0, 0] };
-        let bytes: Vec<u8> = (0..self.config.batch).flat_map(|_| row).flat_map(u32::to_le_bytes).collect();
-        let values: Vec<f64> = bytes.into_iter().map(f64::from).collect();
-        let tolerances = vec![0.0; values.len()];
-        vec![Expected { name: "next", packed: true, places: None, values, tolerances }]
+        let [token, fault] = if self.fault { [0, 1] } else { [token, 0] };
+        let rows = |name: &'static str, count: u32, row: [u32; 4]| {
+            let values: Vec<f64> = (0..count).flat_map(|_| row).flat_map(u32::to_le_bytes).map(f64::from).collect();
+            let tolerances = vec![0.0; values.len()];
+            Expected { name, packed: true, places: None, values, tolerances }
+        };
+        vec![rows("next", self.config.batch, [token, 42, fault, 0]), rows("drawn", 1, [token, 0, fault, 0])]
     }
 }
 
