@@ -51,7 +51,11 @@ impl Dalle {
             ("--schedule", request.schedule.is_some(), "tokens are drawn, nothing is denoised"),
             ("--steps", request.steps.is_some(), "every image token is one step"),
             ("-W/--width", request.width.is_some_and(|width| width != pixels), "the number of image tokens is fixed"),
-            ("-H/--height", request.height.is_some_and(|height| height != pixels), "the number of image tokens is fixed"),
+            (
+                "-H/--height",
+                request.height.is_some_and(|height| height != pixels),
+                "the number of image tokens is fixed",
+            ),
             ("--clip-skip", request.clip_skip.is_some(), "its text encoder is not CLIP's"),
             ("--guidance-rescale", request.guidance_rescale != 0.0, "guidance works on logits"),
             ("--noise-level", request.noise_level.is_some(), "it takes no picture"),
@@ -74,7 +78,10 @@ impl Dalle {
         };
         if !settings.guidance_scale.is_finite() || !(settings.temperature.is_finite() && settings.temperature > 0.0) {
             let option = if settings.guidance_scale.is_finite() { "--temperature" } else { "--cfg-scale" };
-            return Err(Error::usage("number").at(option).expected("a finite, positive one").hint("--top-k 1 for the likeliest tokens"));
+            return Err(Error::usage("number")
+                .at(option)
+                .expected("a finite, positive one")
+                .hint("--top-k 1 for the likeliest tokens"));
         }
         check_exponentials(request.latents.as_ref(), checkpoint)?;
         Ok(settings)
@@ -293,7 +300,8 @@ impl DalleDrawing {
 
     /// Tokens -> picture.
     fn decode(&mut self) -> Result<Picture> {
-        let decode = self.decode.as_ref().unwrap_or_else(|| panic!("the decoder is loaded before the picture is decoded"));
+        let decode =
+            self.decode.as_ref().unwrap_or_else(|| panic!("the decoder is loaded before the picture is decoded"));
         let rgb = decode.run()?;
         if let Some(dump) = &mut self.dump {
             dump.push(("image".to_owned(), decode.image()?));

@@ -75,7 +75,9 @@ pub fn dalle_graphs(
         state: step.input("state", words, DType::F32),
         last: step.input("last", words, DType::F32),
         text: made.iter().map(|(path, value)| step.input(path, keys.shape(*value), precision)).collect(),
-        caches: (0..config.decoder.count).map(|layer| step.input(&format!("cache.{layer}"), cache, precision)).collect(),
+        caches: (0..config.decoder.count)
+            .map(|layer| step.input(&format!("cache.{layer}"), cache, precision))
+            .collect(),
     };
     let count = checkpoint.drawn();
     let logits = image_tokens::logits(&mut step, &w, config, &given, count);
@@ -158,7 +160,12 @@ pub(super) struct TextStage {
 }
 
 impl TextStage {
-    pub fn new(gpu: &Arc<Gpu>, checkpoint: &DalleCheckpoint, precision: DType, settings: &DalleSettings) -> Result<Self> {
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        checkpoint: &DalleCheckpoint,
+        precision: DType,
+        settings: &DalleSettings,
+    ) -> Result<Self> {
         let graph = take(&mut dalle_graphs(checkpoint, gpu.limits(), precision, settings, false)?, "text");
         Ok(Self { executor: execute(gpu, &graph, &[checkpoint.encoder.as_ref()])? })
     }

@@ -70,10 +70,15 @@ impl BartTokenizer {
     /// Malformed files; no special tokens.
     pub fn load(files: &BartFiles<'_>, rule: TextRule) -> Result<Self> {
         let fault = |file: &str, expected: &str, found: String| {
-            Error::new("broken tokenizer").at(format!("{}/{file}", files.place.trim_end_matches('/'))).expected(expected).found(found)
+            Error::new("broken tokenizer")
+                .at(format!("{}/{file}", files.place.trim_end_matches('/')))
+                .expected(expected)
+                .found(found)
         };
         let whole: Option<Value> = match files.whole {
-            Some(bytes) => Some(serde_json::from_slice(bytes).map_err(|e| fault("tokenizer.json", "JSON", e.to_string()))?),
+            Some(bytes) => {
+                Some(serde_json::from_slice(bytes).map_err(|e| fault("tokenizer.json", "JSON", e.to_string()))?)
+            }
             None => None,
         };
         let model = whole.as_ref().and_then(|whole| whole.get("model"));
@@ -88,7 +93,9 @@ impl BartTokenizer {
             (Some(bytes), _) => {
                 let text = std::str::from_utf8(bytes).map_err(|e| fault("merges.txt", "text", e.to_string()))?;
                 let lines = text.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
-                lines.map(|line| pair(line).ok_or_else(|| fault("merges.txt", "two pieces a line", line.into()))).collect()
+                lines
+                    .map(|line| pair(line).ok_or_else(|| fault("merges.txt", "two pieces a line", line.into())))
+                    .collect()
             }
             (None, Some(Value::Array(merges))) => {
                 let read = |merge: &Value| match merge {
@@ -99,13 +106,17 @@ impl BartTokenizer {
                     },
                     _ => None,
                 };
-                let read = |merge| read(merge).ok_or_else(|| fault("tokenizer.json", "pairs of pieces", merge.to_string()));
+                let read =
+                    |merge| read(merge).ok_or_else(|| fault("tokenizer.json", "pairs of pieces", merge.to_string()));
                 merges.iter().map(read).collect()
             }
             _ => Err(fault("merges.txt", "merges", "none".into())),
         }?;
         let id = |token: &str| {
-            vocabulary.get(token).copied().ok_or_else(|| fault("vocab.json", &format!("the token {token}"), "none".into()))
+            vocabulary
+                .get(token)
+                .copied()
+                .ok_or_else(|| fault("vocab.json", &format!("the token {token}"), "none".into()))
         };
         let [start, pad, end, unknown] = [id("<s>")?, id("<pad>")?, id("</s>")?, id("<unk>")?];
         let byte_level = match rule {
@@ -128,7 +139,8 @@ impl BartTokenizer {
             (TextRule::DalleMini { normalize: normalized }, Some(tokenizer)) => {
                 // dalle-mini normalises prompts, but not the empty one that guidance takes.
                 let text = if normalized && !text.is_empty() { normalize(text) } else { text.to_owned() };
-                let encoded = tokenizer.encode(text, false).map_err(|e| Error::new("the prompt cannot be tokenized").found(e))?;
+                let encoded =
+                    tokenizer.encode(text, false).map_err(|e| Error::new("the prompt cannot be tokenized").found(e))?;
                 encoded.get_ids().to_vec()
             }
             _ => self.words(text),

@@ -79,7 +79,8 @@ impl DalleCheckpoint {
     /// # Errors
     /// Missing or broken files, a config that scumble does not implement.
     pub fn open(path: &Path, vqgan: Option<&Path>) -> Result<Self> {
-        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        let name =
+            path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
         Self::from_files(&Files::Directory(path.to_path_buf()), name, vqgan)
     }
 
@@ -102,7 +103,16 @@ impl DalleCheckpoint {
         let (guidance_scale, top_k) = if bart.flax { (10.0, None) } else { (16.0, Some(256)) };
         let defaults = DalleDefaults { guidance_scale, top_k, temperature: 1.0 };
         let tokenizer = tokenizer(files, bart.flax)?;
-        Ok(Self { name, file: bart.file, config, encoder: bart.encoder, decoder: bart.decoder, vqgan, tokenizer, defaults })
+        Ok(Self {
+            name,
+            file: bart.file,
+            config,
+            encoder: bart.encoder,
+            decoder: bart.decoder,
+            vqgan,
+            tokenizer,
+            defaults,
+        })
     }
 
     /// How many tokens may be drawn: those that the codebook has a code for.
@@ -133,9 +143,10 @@ pub(super) fn is_dalle(files: &Files) -> bool {
 /// The file of a part among `names`: `encoder.pt`, `encoder_mini.pt` and other endings.
 fn single<'a>(names: &'a [String], part: &str) -> Option<&'a String> {
     let stems = [part.to_owned(), format!("{part}_mini"), format!("{part}_mega")];
-    stems.iter().flat_map(|stem| ENDINGS.map(|ending| format!("{stem}.{ending}"))).find_map(|wanted| {
-        names.iter().find(|name| **name == wanted)
-    })
+    stems
+        .iter()
+        .flat_map(|stem| ENDINGS.map(|ending| format!("{stem}.{ending}")))
+        .find_map(|wanted| names.iter().find(|name| **name == wanted))
 }
 
 fn open_bart(files: &Files) -> Result<Bart> {
@@ -166,7 +177,9 @@ fn open_bart(files: &Files) -> Result<Bart> {
             .at(file.place())
             .expected("names that begin with encoder. or decoder., or those of dalle-mini's flax tree")
             .found(format!("`{}`", shown(other)))),
-        None => Ok(Bart { encoder: part("encoder.")?, decoder: part("decoder.")?, file: file.place().into(), flax: false }),
+        None => {
+            Ok(Bart { encoder: part("encoder.")?, decoder: part("decoder.")?, file: file.place().into(), flax: false })
+        }
     }
 }
 
@@ -219,7 +232,8 @@ fn open_vqgan(files: &Files, given: Option<&Path>) -> Result<Part<VqganConfig>> 
 fn vqgan_in(files: &Files, folder: &str) -> Result<Part<VqganConfig>> {
     let names = files.list(folder.trim_end_matches('/'));
     let whole = WHOLE.iter().find_map(|whole| names.iter().find(|name| name == whole));
-    let Some(name) = whole.or_else(|| single(&names, "detoker")).or_else(|| single(&names, "diffusion_pytorch_model")) else {
+    let Some(name) = whole.or_else(|| single(&names, "detoker")).or_else(|| single(&names, "diffusion_pytorch_model"))
+    else {
         return Err(Error::new("missing weights")
             .at(files.place(folder))
             .expected(format!("{} or detoker.pt", WHOLE.join(", ")))

@@ -34,7 +34,12 @@ pub fn bart_from_flax(stored: &str) -> Option<(&'static str, String, bool)> {
 fn layer_part(place: &str, part: &str) -> String {
     let norms: &[&str] = match part {
         "encoder" => &["pre_self_attn_layer_norm", "self_attn_layer_norm"],
-        _ => &["pre_self_attn_layer_norm", "self_attn_layer_norm", "pre_encoder_attn_layer_norm", "encoder_attn_layer_norm"],
+        _ => &[
+            "pre_self_attn_layer_norm",
+            "self_attn_layer_norm",
+            "pre_encoder_attn_layer_norm",
+            "encoder_attn_layer_norm",
+        ],
     };
     let (first, rest) = place.split_once('.').map_or((place, ""), |(first, rest)| (first, rest));
     let first = match first {
@@ -74,16 +79,18 @@ pub fn vqgan(stored: &str) -> Option<String> {
     let attention = place.contains(".attn");
     let parts = place.split('.').map(|part| {
         let flat = if up { ["up", "block", "attn"].iter().find_map(|known| numbered(part, known)) } else { None };
-        flat.unwrap_or_else(|| match part {
-            "nin_shortcut" => "conv_shortcut",
-            "norm" if attention => "group_norm",
-            "q" if attention => "to_q",
-            "k" if attention => "to_k",
-            "v" if attention => "to_v",
-            "proj_out" if attention => "to_out.0",
-            other => other,
-        }
-        .to_owned())
+        flat.unwrap_or_else(|| {
+            match part {
+                "nin_shortcut" => "conv_shortcut",
+                "norm" if attention => "group_norm",
+                "q" if attention => "to_q",
+                "k" if attention => "to_k",
+                "v" if attention => "to_v",
+                "proj_out" if attention => "to_out.0",
+                other => other,
+            }
+            .to_owned()
+        })
     });
     Some(format!("{}.{}", parts.collect::<Vec<_>>().join("."), leaf(kind)))
 }

@@ -165,7 +165,8 @@ mod tests {
         let values: Vec<f32> = (0..2 * 3 * 4).map(|value| value as f32).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let view = |shape: &[usize]| TensorView::new(Dtype::F32, shape.to_vec(), &bytes).unwrap();
-        let tensors = [("dense.kernel", view(&[2, 3, 4])), ("conv.kernel", view(&[2, 1, 3, 4])), ("n.scale", view(&[2, 12]))];
+        let tensors =
+            [("dense.kernel", view(&[2, 3, 4])), ("conv.kernel", view(&[2, 1, 3, 4])), ("n.scale", view(&[2, 12]))];
         let file = TensorFile::from_bytes(safetensors::serialize(tensors, None).unwrap(), "test").unwrap();
         let file = Arc::new(file);
         let mut source = FlaxSource::new("test");

@@ -46,7 +46,10 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("feed-forward of DALL-E, gated", Matrix { gated: true, ..linear(2, 128, 342) }),
         ("feed-forward of DALL-E, back", Matrix { residual: true, ..linear(2, 342, 128) }),
         ("logits of DALL-E", Matrix { types: [dtype, dtype, DType::F32], ..linear(2, 128, 1025) }),
-        ("one row, tails, bias and activation", Matrix { bias: true, activation: Activation::Gelu, ..linear(1, 43, 61) }),
+        (
+            "one row, tails, bias and activation",
+            Matrix { bias: true, activation: Activation::Gelu, ..linear(1, 43, 61) },
+        ),
         ("four rows, two inputs", Matrix { bias: true, second: 13, ..linear(4, 30, 75) }),
         ("three rows, gated with biases", Matrix { bias: true, gated: true, residual: true, ..linear(3, 65, 39) }),
         ("a long sum", Matrix { bias: true, activation: Activation::Silu, ..linear(2, 2730, 40) }),

@@ -93,8 +93,14 @@ impl Kernel for Waves {
 }
 
 pub(super) fn cases(dtype: DType) -> Vec<Case> {
-    let embed =
-        |batch: u32, tokens: u32, vocabulary: u32, channels: u32| Embed { batch, tokens, vocabulary, channels, first: 0, dtype };
+    let embed = |batch: u32, tokens: u32, vocabulary: u32, channels: u32| Embed {
+        batch,
+        tokens,
+        vocabulary,
+        channels,
+        first: 0,
+        dtype,
+    };
     let embeds = [
         ("CLIP", embed(1, 77, 600, 192)),
         ("every axis different", embed(3, 5, 131, 7)),

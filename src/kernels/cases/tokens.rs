@@ -30,7 +30,8 @@ impl Cached {
 
 impl Kernel for Cached {
     fn work(&self, limits: &Limits) -> Option<Work> {
-        let AttentionCache { batch, queries, keys, heads, width, query_channels, key_channels, dtype, .. } = self.config;
+        let AttentionCache { batch, queries, keys, heads, width, query_channels, key_channels, dtype, .. } =
+            self.config;
         let [q, mut kv] = self.numbers();
         // What does not count may be anything.
         for (element, last) in kv.chunks_exact_mut((keys * key_channels) as usize).zip(&self.last) {

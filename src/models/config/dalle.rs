@@ -99,7 +99,8 @@ impl DalleConfig {
         let image_vocabulary = fields.count("image_vocab_size", 16384)?;
         let start = fields.get("decoder_start_token_id").map(|id| {
             let id = id.as_u64().filter(|id| *id <= image_vocabulary as u64);
-            id.map(|id| id as u32).ok_or_else(|| fields.unsupported("decoder_start_token_id", "a row of the token table"))
+            id.map(|id| id as u32)
+                .ok_or_else(|| fields.unsupported("decoder_start_token_id", "a row of the token table"))
         });
         Self {
             text_vocabulary: fields.count("encoder_vocab_size", 50264)?,

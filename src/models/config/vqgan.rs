@@ -70,8 +70,10 @@ impl VqganConfig {
             Some(shape) if shape.len() >= 2 => Ok([shape[0], shape[1]]),
             _ => Err(missing_key_error(&source.describe(), name, &source.names())),
         };
-        let count = |start: &str| (0..16).take_while(|n| source.info(&format!("{start}{n}.conv1.weight")).is_some()).count();
-        let levels = (0..16).take_while(|n| source.info(&format!("decoder.up.{n}.block.0.conv1.weight")).is_some()).count();
+        let count =
+            |start: &str| (0..16).take_while(|n| source.info(&format!("{start}{n}.conv1.weight")).is_some()).count();
+        let levels =
+            (0..16).take_while(|n| source.info(&format!("decoder.up.{n}.block.0.conv1.weight")).is_some()).count();
         let [codes, code_channels] = shape("embedding.weight")?;
         let [latent_channels, _] = shape("post_quant_conv.weight")?;
         let channels = (0..levels).map(|level| Ok(shape(&format!("decoder.up.{level}.block.0.conv1.weight"))?[0]));
