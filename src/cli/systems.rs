@@ -8,15 +8,18 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::{StableDiffusion, System, Tiling};
+use crate::pipelines::{Dalle, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
+use crate::weights::dalle::DalleCheckpoint;
 use crate::weights::kind::ModelKind;
 
 /// A model whose configs were read and checked, before there is an adapter.
 pub enum Opened {
     /// Stable Diffusion.
     StableDiffusion(Box<Checkpoint>),
+    /// DALL-E mini or mega.
+    Dalle(Box<DalleCheckpoint>),
 }
 
 impl Opened {
@@ -27,6 +30,12 @@ impl Opened {
                 let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
                 Ok((Self::StableDiffusion(Box::new(checkpoint)), hash))
             }
+            ModelKind::DalleMini => {
+                let path = args.model.as_deref().unwrap_or_else(|| Path::new(""));
+                let checkpoint = DalleCheckpoint::open(path, args.vqgan.as_deref())?;
+                let hash = HashSource::Files(vec![checkpoint.file.clone().into()]);
+                Ok((Self::Dalle(Box::new(checkpoint)), hash))
+            }
             kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
         }
     }
@@ -34,6 +43,7 @@ impl Opened {
     /// The system on `gpu`.
     pub fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
         match self {
+            Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;
                 Ok(Arc::new(StableDiffusion::new(gpu, *checkpoint, precision).with_tiling(tiling)))

@@ -34,13 +34,13 @@ impl Heads {
 /// The names and habits of an attention layer's projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Projections {
-    query: &'static str,
-    key: &'static str,
-    value: &'static str,
-    out: &'static str,
+    pub(super) query: &'static str,
+    pub(super) key: &'static str,
+    pub(super) value: &'static str,
+    pub(super) out: &'static str,
     /// Whether query, key and value have biases (the output always has).
-    bias: bool,
-    causal: bool,
+    pub(super) bias: bool,
+    pub(super) causal: bool,
 }
 
 /// A diffusers `Attention` of a transformer block.
@@ -102,7 +102,14 @@ pub fn keys_values(g: &mut Graph, w: &Weights<'_>, names: &Projections, context:
 }
 
 /// Several projections of x in one product, head-major, every head padded.
-fn projection(g: &mut Graph, w: &Weights<'_>, names: &Projections, parts: &[&str], x: Value, heads: Heads) -> Value {
+pub(super) fn projection(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    names: &Projections,
+    parts: &[&str],
+    x: Value,
+    heads: Heads,
+) -> Value {
     let (width, out) = (g.shape(x).channels, heads.count * heads.width);
     let rows: Vec<RowSource> = (0..parts.len() as u8).flat_map(|key| heads.rows(key)).collect();
     let shapes: [&[u32]; 2] = [&[out, width], &[out, width, 1, 1]];

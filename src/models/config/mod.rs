@@ -5,10 +5,14 @@
 //! know are ignored, as they ignore them.
 
 mod clip;
+mod dalle;
 mod fields;
 mod unet;
 mod vae;
+mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
+pub use dalle::{DalleConfig, DalleLayers};
 pub use unet::{ClassEmbedding, TextTimeConfig, UnetConfig};
 pub use vae::VaeConfig;
+pub use vqgan::{GROUPS as VQGAN_GROUPS, VqganConfig};

@@ -36,11 +36,8 @@ impl Conditioning {
 
 /// Everything that a resnet takes from the timestep and the added conditioning: SiLU(embedding) [B, 1, 1, E].
 pub(super) fn time_embedding(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Conditioning) -> Value {
-    let parts = [
-        Some(Part::Timestep),
-        config.class.map(Part::Class),
-        config.text_time.is_some().then_some(Part::TextTime),
-    ];
+    let parts =
+        [Some(Part::Timestep), config.class.map(Part::Class), config.text_time.is_some().then_some(Part::TextTime)];
     let parts: Vec<Part> = parts.into_iter().flatten().collect();
     let mut sum = None;
     for (index, part) in parts.iter().enumerate() {
