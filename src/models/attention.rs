@@ -87,6 +87,7 @@ pub fn attention(
         key_channels: from.channels,
         offsets: [q.1, kv.1[0], kv.1[1]],
         dtype: g.precision(),
+        bias: None,
     };
     let dtype = g.precision();
     let call = attention::call(&config, g.limits());
