@@ -58,6 +58,16 @@ fn sdxl_unet() -> UnetConfig {
     }))
 }
 
+fn x4_unet() -> UnetConfig {
+    sd_unet(&json!({
+        "block_out_channels": [256, 512, 512, 1024], "cross_attention_dim": 1024, "in_channels": 7,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "num_class_embeds": 1000, "only_cross_attention": [true, true, true, false], "sample_size": 128,
+        "use_linear_projection": true,
+    }))
+}
+
 fn decoder() -> VaeConfig {
     let config = json!({
         "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
@@ -101,11 +111,12 @@ fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
             pooled: pooled.map(|width| g.input("pooled", row(width), DType::F16)),
             sizes: pooled.map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: None,
+            class: config.class.map(|_| g.input("class", row(1), DType::F32)),
         };
         let context = g.input("context", Shape::tokens(2, 77, config.cross_attention_dim as u32), DType::F16);
         let text = context::text_keys(g, w, config, context);
         let prediction = unet::unet(g, w, config, sample, given, &text);
-        assert_eq!(g.shape(prediction), g.shape(sample));
+        assert_eq!(g.shape(prediction), g.shape(sample).with_channels(config.out_channels as u32));
     })
 }
 
@@ -135,6 +146,7 @@ fn unets_take_every_published_tensor() {
     build_unet(manifest("SD1.5_UNet_512px_64x64"), &sd_unet(&json!({}))).unwrap();
     build_unet(manifest("SD2.1_UNet_768px_96x96"), &sd2_unet()).unwrap();
     build_unet(manifest("SDXL_base_UNet_1024px"), &sdxl_unet()).unwrap();
+    build_unet(manifest("SD_x4_upscaler_UNet_256_1024_lat_256x256"), &x4_unet()).unwrap();
 }
 
 #[test]

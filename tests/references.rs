@@ -12,7 +12,7 @@ use scumble::kernels::elementwise::{self, Activation, Elementwise};
 use scumble::kernels::group_norm::{self, GroupNorm};
 use scumble::kernels::layer_norm::{self, LayerNorm};
 use scumble::kernels::matmul::Matmul;
-use scumble::kernels::scheduler_step::{self, Coefficients};
+use scumble::kernels::scheduler_step::{self, Coefficients, Place};
 use scumble::kernels::sinusoid::{self, Sinusoid};
 use scumble::kernels::{embed, guidance_rescale, pixels};
 use scumble::tensor::{DType, HostTensor};
@@ -253,9 +253,13 @@ fn guidance(golden: &Golden<'_>) {
         clip: None,
         input_scale: 1.0,
         guidance: scale as f32,
+        deviation: [0.0; 2],
         rows: vec![(vec![0.0], [1.0, 0.0, 0.0])],
     };
-    let step = |(u, c): (&f64, &f64)| scheduler_step::reference(&coefficients, &[0.5], &[*u, *c], factor, 0.0).0[0];
+    let step = |(u, c): (&f64, &f64)| {
+        let place = Place { state: vec![0.5], outputs: vec![*u, *c], noise: 0.0, deviation: 1.0, threshold: None };
+        scheduler_step::reference(&coefficients, &place, factor).0[0]
+    };
     let got: Vec<f64> = without.iter().zip(&with).map(step).collect();
     golden.expect(&got, &golden.get("y"));
 }

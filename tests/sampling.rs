@@ -8,6 +8,11 @@ fn model(x: &[f32], t: f32) -> Vec<f32> {
     x.iter().map(|&x| (0.5 * (f64::from(x) + f64::from(t) / 700.0).sin()) as f32).collect()
 }
 
+/// The second half of a model's channels, the same as in the golden script.
+fn variance(x: &[f32], t: f32) -> Vec<f32> {
+    x.iter().map(|&x| (0.5 + 0.4 * (2.0 * f64::from(x) + f64::from(t) / 300.0).sin()) as f32).collect()
+}
+
 fn program(case: &Value) -> scumble::error::Result<Program> {
     let pipeline = case["pipeline"].as_bool() == Some(true);
     let swap = case["swap"].as_str().map(|word| word.parse::<SamplerKind>().unwrap());
@@ -50,7 +55,11 @@ fn deviation(case: &Value, program: &Program) -> Result<f64, String> {
     let scale = program.init_noise_sigma;
     let init: Vec<f32> = generator.randn(16).iter().map(|x| x * scale).collect();
     let mut largest = init.iter().map(|x| f64::from(x.abs())).fold(1.0, f64::max);
-    let latents = program.reference_run(model, init, || generator.randn(16));
+    let whole = |x: &[f32], t: f32| match program.learned_variance {
+        true => [model(x, t), variance(x, t)].concat(),
+        false => model(x, t),
+    };
+    let latents = program.reference_run(whole, init, || generator.randn(16));
     let sigma = case["init_noise_sigma"].as_f64().unwrap();
     let mut worst = (sigma - f64::from(scale)).abs() / sigma;
     let every = case["every"].as_u64().unwrap() as usize;
@@ -123,6 +132,11 @@ fn every_solver_spacing_and_prediction_is_diffusers() {
 #[test]
 fn special_settings_are_diffusers() {
     compare(include_str!("goldens/sampling/special.json"));
+}
+
+#[test]
+fn learned_variances_and_bounds_are_diffusers() {
+    compare(include_str!("goldens/sampling/learned.json"));
 }
 
 #[test]

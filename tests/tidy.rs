@@ -63,6 +63,7 @@ const NO_KERNELS: &[&str] = &[
     "roof_half",
     "matrix_lanes",
     "matrix_tiles",
+    "resampling",
     "template",
     "attention_coop",
     "attention_shared",

@@ -44,6 +44,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Time the kernels, a UNet step and a whole picture, each verified first, and what this adapter could do at best
     Bench(BenchArgs),
+    /// Rewrite a checkpoint as safetensors, or between a single file and diffusers' layout
+    Convert(super::convert::ConvertArgs),
     /// Find the kernels that are right and fastest on an adapter, and keep the choice for later runs
     Tune(TuneArgs),
 }
@@ -65,7 +67,7 @@ pub struct GenerateArgs {
     /// What to draw, as plain text
     pub prompt: String,
 
-    /// Checkpoint: a diffusers directory or a single .safetensors file [default: the small emoji model inside scumble]
+    /// Checkpoint: a diffusers directory or a single .safetensors or .ckpt file [default: the small emoji model inside scumble]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
 

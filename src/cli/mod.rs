@@ -4,7 +4,9 @@ pub mod args;
 pub mod bench;
 pub mod bench_tables;
 pub mod cache;
-pub mod files;
+pub mod convert;
+pub mod dalle_info;
+mod files;
 pub mod generate;
 pub mod info;
 pub mod infotext;
@@ -51,6 +53,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Tune(args) => tune::run(args),
     }
 }

@@ -19,6 +19,7 @@ pub mod bands;
 pub mod cases;
 pub mod concat;
 pub mod conv2d;
+pub mod dynamic_threshold;
 pub mod elementwise;
 pub mod embed;
 pub mod group_norm;
@@ -33,6 +34,8 @@ pub mod matrix_tiles;
 pub mod matrix_vector;
 pub mod pixels;
 pub mod put_row;
+pub mod resample;
+pub mod resampling;
 pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
@@ -79,6 +82,7 @@ shaders![
     "band_rows",
     "band_stats",
     "concat",
+    "dynamic_threshold",
     "elementwise",
     "embed",
     "group_norm",
@@ -97,6 +101,8 @@ shaders![
     "pair",
     "pixels",
     "put_row",
+    "resample",
+    "prediction",
     "roof_coop",
     "roof_copy",
     "roof_fma",
@@ -190,6 +196,7 @@ impl Variant {
         match self.stem {
             "attention_coop" => text.push_str(&attention_coop::prelude(self)),
             "attention_shared" => text.push_str(attention_shared::prelude(self)),
+            "scheduler_step" | "dynamic_threshold" => text.push_str(shader_text("prediction")),
             "group_norm" | "group_norm_stats" => text.push_str(shader_text("pair")),
             "layer_norm" if self.enables.contains(&Enable::Subgroups) => text.push_str(shader_text("rows_subgroup")),
             "layer_norm" => text.push_str(shader_text("rows_workgroup")),

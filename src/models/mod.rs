@@ -12,6 +12,7 @@ pub mod decoder {
 mod embedding;
 /// From text vectors and noise to the intermediate product.
 pub mod generator {
+    pub mod conditioning;
     pub mod context;
     pub mod image_tokens;
     pub mod unet;

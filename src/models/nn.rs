@@ -9,7 +9,9 @@ use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
 use crate::kernels::sinusoid::{self, Sinusoid};
-use crate::kernels::{Call, concat as concat_kernel, embed, matmul, matrix_vector};
+use crate::kernels::resample::Resample;
+use crate::kernels::resampling::{Resampling, Table};
+use crate::kernels::{Call, concat as concat_kernel, embed, matmul, matrix_vector, resample as resample_kernel};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -394,6 +396,41 @@ fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Ele
     let types = [g.dtype(a), g.dtype(b), dtype];
     let call = elementwise::call(config, shape.rows(), shape.channels, types, g.limits());
     push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
+/// x [B, H, W, C] -> [B, H', W', C] by the tables of rows and columns, stored as `dtype`; what lies between the two passes
+/// is in f32.
+pub fn resample(g: &mut Graph, label: &str, x: Value, tables: &Resampling, dtype: DType) -> Value {
+    let [rows, columns] = [&tables.rows, &tables.columns];
+    let from = g.shape(x);
+    assert!(rows.input() == from.height && columns.input() == from.width, "{label}: tables of another size than {from}");
+    let shrinks = |table: &Table| f64::from(table.output()) / f64::from(table.input());
+    // Pillow's order where the result of a pass is rounded, else what leaves less to the second.
+    let columns_first = tables.quantize || shrinks(columns) <= shrinks(rows);
+    let passes = if columns_first { [(columns, false), (rows, true)] } else { [(rows, true), (columns, false)] };
+    let passes: Vec<_> = passes.into_iter().filter(|(table, _)| !table.is_identity()).collect();
+    let mut x = x;
+    for (index, (table, vertical)) in passes.iter().enumerate() {
+        let from = g.shape(x);
+        let last = index + 1 == passes.len();
+        let types = [g.dtype(x), if last { dtype } else { DType::F32 }];
+        let (outer, inner, to) = if *vertical {
+            (from.batch, from.width * from.vectors(), Shape { height: table.output(), ..from })
+        } else {
+            (from.batch * from.height, from.vectors(), Shape { width: table.output(), ..from })
+        };
+        let config = Resample { outer, inner, quantize: tables.quantize, types };
+        let call = resample_kernel::call(&config, table, g.limits());
+        let weights = g.constant(table.packed());
+        x = push(g, label, call, vec![x.into(), weights.into()], to, types[1]);
+    }
+    if passes.is_empty() && g.dtype(x) != dtype {
+        let config = Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation: Activation::None };
+        let (shape, types) = (g.shape(x), [g.dtype(x), g.dtype(x), dtype]);
+        let call = elementwise::call(config, shape.rows(), shape.channels, types, g.limits());
+        return push(g, label, call, vec![x.into(), x.into()], shape, dtype);
+    }
+    x
 }
 
 /// x [B, 1, 1, N] in f32 -> sinusoidal embeddings [B, 1, 1, N * dim].

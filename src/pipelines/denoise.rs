@@ -1,21 +1,20 @@
-//! The denoising stage on the GPU: the UNet's graph and the solver's, and one step of both.
+//! Stable Diffusion's denoising stage on the GPU: the UNet's graph, what it reads of the prompt, and the solver's run.
 
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::graph::executor::{Executor, Resident, WeightSink};
-use crate::graph::recording::Submission;
-use crate::graph::{Graph, Shape, WeightSpec};
-use crate::kernels::{guidance_rescale, scheduler_step};
+use crate::graph::executor::Resident;
+use crate::graph::{Graph, Shape};
 use crate::models::generator::context::{self, TextKeys};
 use crate::models::generator::unet::{self, Conditioning};
+use crate::pipelines::denoiser::{Denoiser, Run};
 use crate::pipelines::request::Settings;
-use crate::pipelines::stages::{Side, TextVectors, execute, execute_sharing};
-use crate::sampling::{Evaluation, Program};
+use crate::pipelines::stages::{Side, TextVectors, execute};
+use crate::sampling::Program;
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
-use crate::weights::{Claims, Source, Weights, pack};
+use crate::weights::{Claims, Source, Weights};
 
 /// The graphs of the UNet: first what its cross-attentions read of the prompt, run once a picture, then a step.
 pub(super) struct Graphs {
@@ -25,16 +24,9 @@ pub(super) struct Graphs {
     pub unet: Graph,
 }
 
-/// The UNet and the solver's update. They share buffers, so that a step copies nothing: the update reads the prediction
-/// where the UNet leaves it and writes the model's next input where the UNet reads it.
+/// Stable Diffusion's UNet with its solver, and the keys and values that it reads of the prompt.
 pub(super) struct DenoiseStage {
-    unet: Executor,
-    /// The update, from one copy of the solver's state into the other, and back.
-    updates: [Executor; 2],
-    /// Which update is next; its `state` is the present one.
-    turn: usize,
-    shape: Shape,
-    batch: u32,
+    denoiser: Denoiser,
     /// Bytes of the text's keys and values.
     keys: u64,
 }
@@ -67,6 +59,7 @@ impl DenoiseStage {
             }),
             sizes: config.text_time.as_ref().map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: config.time_cond_proj_dim.map(|_| g.input("guidance", row(1), DType::F32)),
+            class: None,
         };
         let read = made.iter().map(|(path, value)| (path.to_owned(), g.input(path, text.shape(value), precision)));
         let read: TextKeys = read.collect();
@@ -74,6 +67,18 @@ impl DenoiseStage {
         g.output("prediction", prediction);
         claims.finish(source)?;
         Ok(Graphs { text, unet: g })
+    }
+
+    /// The denoising run of `program`.
+    pub fn run(checkpoint: &Checkpoint, settings: &Settings, program: &Program) -> Run {
+        Run {
+            program: program.clone(),
+            sample: Self::latent_shape(checkpoint, settings),
+            predicted: checkpoint.unet.config.out_channels as u32,
+            guided: settings.guided,
+            guidance_scale: settings.guidance_scale,
+            guidance_rescale: settings.guidance_rescale,
+        }
     }
 
     /// Latents that the UNet gets at once.
@@ -97,7 +102,7 @@ impl DenoiseStage {
         prompts: &[(Side, TextVectors)],
         dump: Option<&mut Vec<(String, HostTensor)>>,
     ) -> Result<Self> {
-        let (shape, batch) = (Self::latent_shape(checkpoint, settings), Self::batch(settings));
+        let batch = Self::batch(settings);
         let weights: [&dyn Source; 1] = [checkpoint.unet.weights.as_ref()];
         let graphs = Self::build(checkpoint, gpu.limits(), precision, settings)?;
         let text = execute(gpu, &graphs.text, &weights)?;
@@ -112,7 +117,8 @@ impl DenoiseStage {
         // The adapter takes memory back when it is next waited for.
         gpu.wait()?;
         let shared: Vec<(&str, &Resident)> = keys.iter().map(|(path, resident)| (*path, resident)).collect();
-        let unet = execute_sharing(gpu, &graphs.unet, &shared, &weights)?;
+        let denoiser = Denoiser::new(gpu, &graphs.unet, &shared, &weights, Self::run(checkpoint, settings, program))?;
+        let unet = denoiser.model();
         for (side, vectors) in prompts {
             if let Some(pooled) = &vectors.pooled {
                 unet.copy_row("pooled", side.row(batch), pooled)?;
@@ -124,8 +130,6 @@ impl DenoiseStage {
             }
             dump.append(&mut named);
         }
-        let updates =
-            updates(gpu, &unet, &step_graph(gpu.limits(), precision, shape, batch, settings, program.slots as u32))?;
         let scale = |value: f32| HostTensor { shape: vec![batch as usize], data: vec![value; batch as usize] };
         if checkpoint.unet.config.time_cond_proj_dim.is_some() {
             unet.write("guidance", &scale(settings.guidance_scale - 1.0))?;
@@ -137,77 +141,17 @@ impl DenoiseStage {
             unet.write("sizes", &HostTensor { shape: vec![batch as usize, 6], data })?;
         }
         let keys = graphs.text.outputs.iter().map(|(_, value)| graphs.text.shape(*value).bytes(precision)).sum();
-        Ok(Self { unet, updates, turn: 0, shape, batch, keys })
+        Ok(Self { denoiser, keys })
     }
 
-    /// Starts a run from noise of unit variance [1, C, H, W].
-    pub fn start(&mut self, noise: &HostTensor, program: &Program) -> Result<()> {
-        let Some(first) = program.evaluations.first() else { return Ok(()) };
-        let slots = program.slots;
-        let mut state = noise.channels_last().data;
-        state.iter_mut().for_each(|value| *value *= program.init_noise_sigma);
-        let input: Vec<f32> = state.iter().map(|value| value * first.input_scale).collect();
-        state.resize(state.len() * slots, 0.0);
-        self.turn = 0;
-        self.updates[0].write("state", &HostTensor { shape: vec![slots], data: state })?;
-        let data = input.repeat(self.batch as usize);
-        self.unet.write("sample", &HostTensor { shape: vec![self.batch as usize], data })
-    }
-
-    /// One call of the model and the update after it, submitted; the caller may go on to the next before it is done.
-    /// `next_scale` scales the latent for the following call.
-    ///
-    /// The writes here do not disturb a step that is still running: wgpu puts them into the queue in front of the next
-    /// submission, behind all earlier ones, and what they change is read by this step's commands alone. All of them come
-    /// before the step's first submission, however many slices it takes.
-    pub fn evaluate(
-        &mut self,
-        evaluation: &Evaluation,
-        guidance: f32,
-        next_scale: f32,
-        noise: Option<&HostTensor>,
-    ) -> Result<Submission> {
-        let batch = self.batch as usize;
-        let update = &self.updates[self.turn];
-        self.unet.write("timestep", &HostTensor { shape: vec![batch], data: vec![evaluation.timestep; batch] })?;
-        let coefficients = scheduler_step::Coefficients {
-            data: [evaluation.prediction.slot0, evaluation.prediction.model_output],
-            clip: evaluation.prediction.clip,
-            input_scale: next_scale,
-            guidance,
-            rows: evaluation
-                .rows
-                .iter()
-                .map(|row| (row.slots.clone(), [row.model_output, row.x0, row.noise]))
-                .collect(),
-        };
-        update.write_bytes("table", &coefficients.bytes())?;
-        if let Some(noise) = noise {
-            update.write("noise", &noise.channels_last())?;
-        }
-        let mut recording = self.unet.begin();
-        self.unet.record(&mut recording);
-        update.record(&mut recording);
-        self.turn = 1 - self.turn;
-        Ok(recording.submit())
-    }
-
-    /// The solver's memory on the GPU, the latent first.
-    pub fn state(&self) -> Result<Resident> {
-        self.updates[self.turn].resident("state")
-    }
-
-    /// The latent [1, C, H, W] as it stands. Blocks.
-    pub fn latent(&self) -> Result<HostTensor> {
-        let rows = self.updates[self.turn].read("state")?;
-        let count = (self.shape.rows() * self.shape.channels) as usize;
-        let axes = [1, self.shape.height as usize, self.shape.width as usize, self.shape.channels as usize];
-        Ok(HostTensor { shape: axes.to_vec(), data: rows.data[..count].to_vec() }.channels_first())
+    /// The UNet and its solver.
+    pub fn denoiser(&mut self) -> &mut Denoiser {
+        &mut self.denoiser
     }
 
     /// Bytes on the GPU.
     pub fn bytes(&self) -> u64 {
-        self.keys + self.unet.bytes() + self.updates.iter().map(Executor::bytes).sum::<u64>()
+        self.keys + self.denoiser.bytes()
     }
 }
 
@@ -218,59 +162,4 @@ fn rows(name: &str, tensor: &HostTensor) -> Vec<(String, HostTensor)> {
     let elements = tensor.data.chunks_exact(tensor.data.len() / tensor.shape[0]).rev();
     let named = elements.zip(["", "negative_"]);
     named.map(|(row, side)| (format!("{side}{name}"), HostTensor { shape: axes.clone(), data: row.to_vec() })).collect()
-}
-
-/// Compiles the update twice: the second reads the state that the first writes, and the other way round.
-fn updates(gpu: &Arc<Gpu>, unet: &Executor, graph: &Graph) -> Result<[Executor; 2]> {
-    let (prediction, sample) = (unet.resident("prediction")?, unet.resident("sample")?);
-    let nothing = |spec: &WeightSpec, sink: &mut WeightSink<'_>| pack::pack(spec, None, sink);
-    let ends = [("model_output", &prediction), ("model_input", &sample)];
-    let first = Executor::sharing(gpu, graph, &ends, nothing)?;
-    let names = ["state", "next", "noise", "table"];
-    let [state, next, noise, table] = names.map(|name| first.resident(name));
-    let (state, next, noise, table) = (state?, next?, noise?, table?);
-    let between = [("state", &next), ("next", &state), ("noise", &noise), ("table", &table)];
-    let second = Executor::sharing(gpu, graph, &[&ends[..], &between].concat(), nothing)?;
-    Ok([first, second])
-}
-
-/// Guidance and the solver's update: model_output, state, noise, table -> next, model_input.
-pub(super) fn step_graph(
-    limits: crate::kernels::Limits,
-    precision: DType,
-    shape: Shape,
-    batch: u32,
-    settings: &Settings,
-    slots: u32,
-) -> Graph {
-    let mut g = Graph::new(precision, limits);
-    let config = scheduler_step::SchedulerStep {
-        positions: shape.positions(),
-        channels: shape.channels,
-        slots,
-        guided: batch == 2,
-        batch,
-        output: precision,
-        input: precision,
-    };
-    let output = g.input("model_output", Shape { batch, ..shape }, precision);
-    let noise = g.input("noise", shape, DType::F32);
-    let state = Shape { batch: slots, ..shape };
-    let memory = g.input("state", state, DType::F32);
-    let table = g.input("table", Shape::new(1, config.table_vectors(), 1, 4), DType::F32);
-    let rescaled = batch == 2 && settings.guidance_rescale > 0.0;
-    let factor = if rescaled {
-        let (scale, phi) = (settings.guidance_scale, settings.guidance_rescale);
-        let call = guidance_rescale::call(shape.positions(), shape.channels, scale, phi, precision);
-        g.push("guidance", call, vec![output.into()], Shape::new(1, 1, 1, 4), DType::F32).into()
-    } else {
-        g.constant(vec![1.0; 4]).into()
-    };
-    let call = scheduler_step::call(&config, g.limits());
-    let inputs = vec![output.into(), factor, noise.into(), memory.into(), table.into()];
-    let outputs = [(state, DType::F32), (Shape { batch, ..shape }, precision)];
-    let made = g.push_many("scheduler", call, inputs, &outputs);
-    g.output("next", made[0]);
-    g.output("model_input", made[1]);
-    g
 }

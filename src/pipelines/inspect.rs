@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::decode::{DecodeStage, Tiling};
-use super::denoise::{DenoiseStage, step_graph};
+use super::denoise::DenoiseStage;
 use super::request::Settings;
 use super::stages::{TextStage, execute};
 use crate::error::{Error, Result};
@@ -121,9 +121,9 @@ pub fn memory_of(
 ) -> Result<Vec<StageMemory>> {
     let text = graph(Stage::Text, checkpoint, limits, precision, settings)?;
     let denoise = DenoiseStage::build(checkpoint, limits, precision, settings)?;
-    let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
-    let (latent, batch) = (DenoiseStage::latent_shape(checkpoint, settings), 1 + u32::from(settings.guided));
-    let step = step_graph(limits, precision, latent, batch, settings, slots);
+    let program = settings.scheduler.program(settings.steps as usize, None)?;
+    let batch = 1 + u32::from(settings.guided);
+    let step = DenoiseStage::run(checkpoint, settings, &program).graph(limits, precision);
     let named = |graph: &Graph, names: &[&str]| -> u64 {
         let all = graph.inputs.iter().chain(&graph.outputs).filter(|(name, _)| names.contains(&name.as_str()));
         all.map(|(_, value)| graph.shape(*value).bytes(graph.dtype(*value))).sum()

@@ -4,6 +4,7 @@ pub mod dalle;
 mod dalle_stages;
 mod decode;
 mod denoise;
+mod denoiser;
 pub mod inspect;
 pub mod request;
 pub mod stable_diffusion;

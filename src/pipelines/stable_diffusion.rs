@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
 use crate::graph::executor::Resident;
-use crate::graph::recording::Submission;
 use crate::sampling::{Program, TorchGenerator};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass};
@@ -25,9 +24,6 @@ pub struct StableDiffusion {
     precision: DType,
     tiling: Tiling,
 }
-
-/// Steps submitted and not waited for: the adapter has the next one at hand when it is done with the present one.
-const STEPS_UNDER_WAY: usize = 2;
 
 /// The encoded prompts, the negative one first.
 type Prompts = Vec<(Side, TextVectors)>;
@@ -54,8 +50,6 @@ pub struct Generation {
     phase: Phase,
     denoise: Option<DenoiseStage>,
     decode: Option<DecodeStage>,
-    /// The steps that the adapter has not been seen to finish, the oldest first.
-    flying: VecDeque<Submission>,
     noise: TorchGenerator,
     remaining: u32,
     dump: Option<Vec<(String, HostTensor)>>,
@@ -92,6 +86,7 @@ impl StableDiffusion {
         let program = settings.scheduler.program(settings.steps as usize, None)?;
         let shape = DenoiseStage::latent_shape(&self.checkpoint, &settings);
         check_latents(request.latents.as_ref(), shape)?;
+        DenoiseStage::run(&self.checkpoint, &settings, &program).check(&self.checkpoint.name)?;
         DenoiseStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings)?;
         DecodeStage::build(&self.checkpoint, self.gpu.limits(), self.precision, &settings, false)?;
         self.check_budget(&settings, count)?;
@@ -104,7 +99,6 @@ impl StableDiffusion {
             phase: Phase::Fresh,
             denoise: None,
             decode: None,
-            flying: VecDeque::new(),
             remaining: count,
             dump: dump.then(Vec::new),
             events: VecDeque::new(),
@@ -258,57 +252,33 @@ impl Generation {
         if let Some(dump) = &mut self.dump {
             dump.push(("noise".to_owned(), noise.clone()));
         }
-        self.flying.clear();
         match &mut self.denoise {
-            Some(denoise) => denoise.start(&noise, &self.program),
+            Some(denoise) => denoise.denoiser().start(&noise),
             None => Ok(()),
         }
     }
 
     /// Noise of unit variance [1, C, H, W], the generator's next.
     fn draw(&mut self) -> HostTensor {
-        let shape = DenoiseStage::latent_shape(&self.model.checkpoint, &self.settings);
-        let axes = vec![1, shape.channels as usize, shape.height as usize, shape.width as usize];
-        HostTensor { data: self.noise.randn(axes.iter().product()), shape: axes }
+        DenoiseStage::run(&self.model.checkpoint, &self.settings, &self.program).draw(&mut self.noise)
     }
 
-    /// Waits for step `index`. The adapter is given the step after it first, so that it never waits for the host: while one
-    /// step runs, the next is encoded and its noise drawn. Two are under way at most, as each holds memory of the driver.
+    /// Waits for step `index`, while the adapter goes on to the one after it, unless intermediates are kept.
     fn step(&mut self, index: usize) -> Result<()> {
-        let ahead = if self.dump.is_some() { 1 } else { STEPS_UNDER_WAY };
-        while self.flying.len() < ahead && index + self.flying.len() < self.program.evaluations.len() {
-            let submission = self.submit(index + self.flying.len())?;
-            self.flying.push_back(submission);
-        }
-        if let Some(submission) = self.flying.pop_front() {
-            submission.wait()?;
-        }
-        if let (Some(dump), Some(denoise)) = (&mut self.dump, &self.denoise) {
-            dump.push((format!("latents.{index}"), denoise.latent()?));
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
+        let (end, alone) = (self.program.evaluations.len(), self.dump.is_some());
+        denoise.denoiser().step(index, end, alone, &mut self.noise)?;
+        if let Some(dump) = &mut self.dump {
+            dump.push((format!("latents.{index}"), denoise.denoiser().latent()?));
         }
         Ok(())
     }
 
-    /// One evaluation of the model and the solver's update.
-    fn submit(&mut self, index: usize) -> Result<Submission> {
-        let noise = self.program.evaluations[index].draws_noise.then(|| self.draw());
-        let evaluation = &self.program.evaluations[index];
-        let next = self.program.evaluations.get(index + 1).map_or(1.0, |next| next.input_scale);
-        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the first step"));
-        denoise.evaluate(evaluation, self.settings.guidance_scale, next, noise.as_ref())
-    }
-
     /// The finished latent on the GPU, checked; the UNet is released if no further picture needs it.
     fn finish(&mut self) -> Result<Resident> {
-        let denoise = self.denoise.as_ref().unwrap_or_else(|| panic!("the denoiser is loaded before the last step"));
-        if !denoise.latent()?.data.iter().all(|value| value.is_finite()) {
-            return Err(Error::new("the denoiser made numbers that are not finite")
-                .at("latent")
-                .expected("finite values")
-                .found("NaN or infinity")
-                .hint("--precision f32, or another sampler"));
-        }
-        let state = denoise.state()?;
+        let denoise = self.denoise.as_mut().unwrap_or_else(|| panic!("the denoiser is loaded before the last step"));
+        denoise.denoiser().finished()?;
+        let state = denoise.denoiser().state()?;
         if self.remaining <= 1 {
             self.denoise = None;
         }

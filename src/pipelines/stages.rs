@@ -9,7 +9,7 @@ use crate::graph::{Graph, Shape};
 use crate::models::nn;
 use crate::models::text::clip::{self, Take};
 use crate::pipelines::decode::DecodeStage;
-use crate::pipelines::denoise::{DenoiseStage, step_graph};
+use crate::pipelines::denoise::DenoiseStage;
 use crate::pipelines::request::Settings;
 use crate::pipelines::system::Event;
 use crate::tensor::DType;
@@ -47,15 +47,14 @@ pub fn graphs(
     precision: DType,
     settings: &Settings,
 ) -> Result<Vec<(&'static str, Graph)>> {
-    let slots = settings.scheduler.program(settings.steps as usize, None)?.slots as u32;
-    let shape = DenoiseStage::latent_shape(checkpoint, settings);
-    let batch = 1 + u32::from(settings.guided);
+    let program = settings.scheduler.program(settings.steps as usize, None)?;
+    let run = DenoiseStage::run(checkpoint, settings, &program);
     let denoise = DenoiseStage::build(checkpoint, limits, precision, settings)?;
     Ok(vec![
         ("text", TextStage::build(checkpoint, limits, precision, settings.clip_skip)?),
         ("context", denoise.text),
         ("unet", denoise.unet),
-        ("scheduler", step_graph(limits, precision, shape, batch, settings, slots)),
+        ("scheduler", run.graph(limits, precision)),
         ("vae", DecodeStage::build(checkpoint, limits, precision, settings, false)?),
         ("vae in bands", DecodeStage::build(checkpoint, limits, precision, settings, true)?),
     ])

@@ -235,6 +235,7 @@ pub fn supported_schedules(kind: SamplerKind) -> Vec<ScheduleKind> {
         SamplerKind::Euler | SamplerKind::Heun | SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde => (true, true),
         SamplerKind::UniPc => (true, false),
         SamplerKind::Lcm => return vec![Ays],
+        SamplerKind::UnClip => return vec![Linspace],
     };
     let mut supported = spacings.to_vec();
     supported.extend(if curves { &[Karras, Exponential, Beta][..] } else { &[] });
@@ -352,7 +353,14 @@ mod tests {
     fn what_is_not_implemented_is_an_error() {
         let cases = [
             (json!({"_class_name": "LMSDiscreteScheduler"}), "LMSDiscreteScheduler"),
-            (json!({"_class_name": "DDIMScheduler", "thresholding": true}), "thresholding"),
+            (
+                json!({"_class_name": "DDIMScheduler", "thresholding": true, "sample_max_value": 0.0}),
+                "sample_max_value",
+            ),
+            (json!({"_class_name": "DDPMScheduler", "variance_type": "learned_log"}), "variance_type"),
+            (json!({"_class_name": "UnCLIPScheduler", "variance_type": "fixed_small"}), "variance_type"),
+            (json!({"_class_name": "UnCLIPScheduler", "prediction_type": "v_prediction"}), "prediction_type"),
+            (json!({"_class_name": "UnCLIPScheduler", "beta_schedule": "linear"}), "beta_schedule"),
             (json!({"_class_name": "DDIMScheduler", "predicton_type": "v_prediction"}), "\"prediction_type\""),
             (json!({"_class_name": "DDIMScheduler", "prediction_type": "flow"}), "prediction_type"),
             (json!({"_class_name": "DDIMScheduler", "beta_schedule": "wavy"}), "beta_schedule"),
@@ -360,7 +368,6 @@ mod tests {
             (json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}), "num_train_timesteps"),
             (json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 1e12}), "num_train_timesteps"),
             (json!({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}), "trained_betas"),
-            (json!({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}), "variance_type"),
             (json!({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}), "algorithm_type"),
             (json!({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}), "use_flow_sigmas"),
             (json!({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}), "solver_order"),

@@ -28,11 +28,13 @@ pub enum SamplerKind {
     UniPc,
     /// Latent consistency models (Luo et al. 2023, arXiv 2310.04378).
     Lcm,
+    /// The DDPM of unCLIP (Karlo), which takes the posterior between the timesteps that it visits.
+    UnClip,
 }
 
 impl SamplerKind {
     /// Every sampler, in the order in which help texts list them.
-    pub const ALL: [SamplerKind; 10] = [
+    pub const ALL: [SamplerKind; 11] = [
         SamplerKind::Ddim,
         SamplerKind::Ddpm,
         SamplerKind::Pndm,
@@ -43,6 +45,7 @@ impl SamplerKind {
         SamplerKind::Dpmpp2mSde,
         SamplerKind::UniPc,
         SamplerKind::Lcm,
+        SamplerKind::UnClip,
     ];
 
     /// The word on the command line.
@@ -77,6 +80,7 @@ impl SamplerKind {
             SamplerKind::Dpmpp2mSde => ("dpmpp_2m_sde", "DPM++ 2M SDE", "DPMSolverMultistepScheduler"),
             SamplerKind::UniPc => ("unipc", "UniPC", "UniPCMultistepScheduler"),
             SamplerKind::Lcm => ("lcm", "LCM", "LCMScheduler"),
+            SamplerKind::UnClip => ("unclip", "UnCLIP", "UnCLIPScheduler"),
         }
     }
 }

@@ -17,4 +17,4 @@ mod solvers;
 pub use config::{PredictionType, SchedulerConfig, supported_schedules};
 pub use kinds::{AysList, SamplerKind, ScheduleKind};
 pub use noise::TorchGenerator;
-pub use program::{Evaluation, MAX_SLOTS, Prediction, Program, Row};
+pub use program::{Bound, Deviation, Evaluation, MAX_SLOTS, Prediction, Program, Row};

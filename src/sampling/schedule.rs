@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 
 /// The noise levels of every training step.
 pub(super) struct Training {
+    /// The variance of the noise that every training step adds.
+    pub betas: Vec<f32>,
     /// Cumulative product of 1 - beta, one value for each training step.
     pub alphas_cumprod: Vec<f32>,
     /// sqrt((1 - alpha) / alpha) of each.
@@ -25,7 +27,7 @@ impl Training {
             *last = 1.0 / 16_777_216.0; // diffusers: 2^-24, the smallest f16 above zero
         }
         let sigmas = alphas_cumprod.iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
-        Self { alphas_cumprod, sigmas }
+        Self { betas, alphas_cumprod, sigmas }
     }
 
     /// The cumulative alpha of a training step, or an error where diffusers would index past its table.

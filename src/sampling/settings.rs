@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::kinds::SamplerKind;
 use super::kinds::nearest;
+use super::program::Bound;
 use crate::error::{Error, Result};
 
 /// What the model's output stands for.
@@ -51,6 +52,13 @@ pub(super) enum Variance {
     Small,
     SmallLog,
     Large,
+    LargeLog,
+    /// The model predicts it.
+    Learned,
+    /// The model predicts where it lies between the smallest and the largest, in logarithms.
+    Range,
+    /// The model predicts it, and the solver has no use for it.
+    Unread,
 }
 
 /// The second-order formula of DPM-Solver++, or the B(h) of UniPC.
@@ -74,7 +82,7 @@ pub(super) struct Settings {
     pub prediction: PredictionType,
     pub spacing: Spacing,
     pub offset: i64,
-    pub clip: Option<f32>,
+    pub bound: Option<Bound>,
     pub set_alpha_to_one: bool,
     pub curve: SigmaCurve,
     pub sigma_min: Option<f64>,
@@ -106,6 +114,8 @@ pub(super) fn defaults(kind: SamplerKind) -> Map<String, Value> {
         "final_sigmas_type": "zero", "rescale_betas_zero_snr": false, "use_dynamic_shifting": false,
         "time_shift_type": "exponential"});
     let own = match kind {
+        SamplerKind::UnClip => vec![json!({"variance_type": "fixed_small_log", "clip_sample": true,
+            "clip_sample_range": 1.0, "beta_schedule": "squaredcos_cap_v2"})],
         SamplerKind::Ddim => vec![thresholds, clips, json!({"set_alpha_to_one": true})],
         SamplerKind::Ddpm => vec![thresholds, clips, json!({"variance_type": "fixed_small"})],
         SamplerKind::Pndm => vec![json!({"skip_prk_steps": false, "set_alpha_to_one": false})],
@@ -147,6 +157,10 @@ pub(super) fn defaults(kind: SamplerKind) -> Map<String, Value> {
         if let Value::Object(part) = part {
             all.extend(part);
         }
+    }
+    if kind == SamplerKind::UnClip {
+        let foreign = ["beta_start", "beta_end", "trained_betas", "timestep_spacing", "steps_offset"];
+        all.retain(|key, _| !foreign.contains(&key.as_str()));
     }
     all
 }
@@ -207,12 +221,9 @@ impl Reader<'_> {
             trained_betas: self.trained_betas(train_steps)?,
             zero_snr: self.flag("rescale_betas_zero_snr")?,
             prediction: self.prediction(kind)?,
-            spacing: self.word(
-                "timestep_spacing",
-                &[("leading", Spacing::Leading), ("trailing", Spacing::Trailing), ("linspace", Spacing::Linspace)],
-            )?,
+            spacing: self.spacing(kind)?,
             offset: self.offset()?,
-            clip: self.clip()?,
+            bound: self.bound()?,
             set_alpha_to_one: self.flag("set_alpha_to_one")?,
             curve: self.curve()?,
             sigma_min: self.extreme("sigma_min")?,
@@ -234,7 +245,7 @@ impl Reader<'_> {
     }
 
     fn refuse_unimplemented(&self) -> Result<()> {
-        for key in ["thresholding", "use_flow_sigmas", "use_dynamic_shifting"] {
+        for key in ["use_flow_sigmas", "use_dynamic_shifting"] {
             if self.flag(key)? {
                 return Err(self.wrong(key, "false (scumble does not implement it)"));
             }
@@ -250,12 +261,34 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn clip(&self) -> Result<Option<f32>> {
+    fn spacing(&self, kind: SamplerKind) -> Result<Spacing> {
+        if kind == SamplerKind::UnClip {
+            return Ok(Spacing::Linspace);
+        }
+        self.word(
+            "timestep_spacing",
+            &[("leading", Spacing::Leading), ("trailing", Spacing::Trailing), ("linspace", Spacing::Linspace)],
+        )
+    }
+
+    /// diffusers' solvers ask for thresholding first.
+    fn bound(&self) -> Result<Option<Bound>> {
+        if self.flag("thresholding")? {
+            let ratio = self.number("dynamic_thresholding_ratio", 0.995)? as f32;
+            let most = self.number("sample_max_value", 1.0)? as f32;
+            return match (ratio, most) {
+                (ratio, _) if !(0.0..=1.0).contains(&ratio) => {
+                    Err(self.wrong("dynamic_thresholding_ratio", "a number from 0 to 1"))
+                }
+                (_, most) if most <= 0.0 => Err(self.wrong("sample_max_value", "a positive number")),
+                (ratio, most) => Ok(Some(Bound::Dynamic { ratio, most })),
+            };
+        }
         if !self.flag("clip_sample")? {
             return Ok(None);
         }
         match self.number("clip_sample_range", 1.0)? as f32 {
-            range if range > 0.0 => Ok(Some(range)),
+            range if range > 0.0 => Ok(Some(Bound::Fixed(range))),
             _ => Err(self.wrong("clip_sample_range", "a positive number")),
         }
     }
@@ -276,13 +309,17 @@ impl Reader<'_> {
         match kind {
             SamplerKind::Ddpm => known.extend([("laplace", BetaCurve::Laplace), ("sigmoid", BetaCurve::Sigmoid)]),
             SamplerKind::Heun => known.push(("exp", BetaCurve::Exponential)),
+            SamplerKind::UnClip => known.retain(|(_, curve)| *curve == BetaCurve::Cosine),
             _ => {}
         }
         self.word("beta_schedule", &known)
     }
 
     fn prediction(&self, kind: SamplerKind) -> Result<PredictionType> {
-        let mut known = vec![("epsilon", PredictionType::Epsilon), ("v_prediction", PredictionType::Velocity)];
+        let mut known = vec![("epsilon", PredictionType::Epsilon)];
+        if kind != SamplerKind::UnClip {
+            known.push(("v_prediction", PredictionType::Velocity));
+        }
         if !matches!(kind, SamplerKind::Pndm | SamplerKind::EulerAncestral) {
             known.push(("sample", PredictionType::Sample));
         }
@@ -293,12 +330,17 @@ impl Reader<'_> {
     }
 
     fn variance(&self, kind: SamplerKind) -> Result<Variance> {
-        if kind != SamplerKind::Ddpm {
-            let learned = self.values.get("variance_type").and_then(Value::as_str);
-            if learned.is_some_and(|word| word.starts_with("learned")) {
-                return Err(self.wrong("variance_type", "a fixed variance (scumble does not implement learned ones)"));
+        match kind {
+            SamplerKind::Ddpm => {}
+            SamplerKind::UnClip => {
+                let known = [("fixed_small_log", Variance::SmallLog), ("learned_range", Variance::Range)];
+                return self.word("variance_type", &known);
             }
-            return Ok(Variance::Small);
+            _ => {
+                let word = self.values.get("variance_type").and_then(Value::as_str);
+                let learned = word.is_some_and(|word| word.starts_with("learned"));
+                return Ok(if learned { Variance::Unread } else { Variance::Small });
+            }
         }
         // diffusers leaves the posterior variance as it is, which is fixed_small, for null.
         if self.values.get("variance_type").is_none_or(Value::is_null) {
@@ -310,6 +352,9 @@ impl Reader<'_> {
                 ("fixed_small", Variance::Small),
                 ("fixed_small_log", Variance::SmallLog),
                 ("fixed_large", Variance::Large),
+                ("fixed_large_log", Variance::LargeLog),
+                ("learned", Variance::Learned),
+                ("learned_range", Variance::Range),
             ],
         )
     }

@@ -13,4 +13,4 @@ pub mod tokenizer_files;
 
 pub use bart_tokenizer::{BartFiles, BartTokenizer, BartTokens, TextRule};
 pub use clip_tokenizer::{ClipTokenizer, Encoded};
-pub use tokenizer_files::{SideFiles, TokenizerFiles};
+pub use tokenizer_files::{SideFiles, TokenizerFiles, clip_folder};

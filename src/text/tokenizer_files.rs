@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
@@ -223,6 +223,43 @@ fn bundled() -> Result<(Vocabulary, Merges)> {
         .chain(merges.iter().map(|(left, right)| format!("{left}{right}")))
         .chain(["<|startoftext|>".to_owned(), "<|endoftext|>".to_owned()]);
     Ok((words.zip(0..).collect(), merges))
+}
+
+/// CLIP's own tokenizer as the files of a tokenizer folder, name and contents, for prompts that `pad_token` fills up.
+///
+/// # Errors
+/// When scumble's own vocabulary is broken.
+pub fn clip_folder(pad_token: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let (vocabulary, merges) = bundled()?;
+    let ids: Map<String, Value> = vocabulary.into_iter().map(|(word, id)| (word, id.into())).collect();
+    let mut lines = String::from("#version: 0.2\n");
+    for (left, right) in merges {
+        lines.extend([&left, " ", &right, "\n"]);
+    }
+    let token = |text: &str| json!({"content": text, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false});
+    let special = json!({
+        "bos_token": token("<|startoftext|>"),
+        "eos_token": token("<|endoftext|>"),
+        "unk_token": token("<|endoftext|>"),
+        "pad_token": pad_token,
+    });
+    let config = json!({
+        "add_prefix_space": false,
+        "bos_token": "<|startoftext|>",
+        "do_lower_case": true,
+        "eos_token": "<|endoftext|>",
+        "errors": "replace",
+        "model_max_length": 77,
+        "pad_token": pad_token,
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": "<|endoftext|>",
+    });
+    Ok(vec![
+        ("vocab.json", Value::Object(ids).to_string().into_bytes()),
+        ("merges.txt", lines.into_bytes()),
+        ("special_tokens_map.json", format!("{special:#}\n").into_bytes()),
+        ("tokenizer_config.json", format!("{config:#}\n").into_bytes()),
+    ])
 }
 
 /// The 256 letters that stand for bytes in a byte-level vocabulary, in the order of CLIP's ids: first the bytes that print

@@ -6,12 +6,15 @@
 
 mod bytes;
 pub mod checkpoint;
+pub mod convert;
 pub mod cursor;
 pub mod dalle;
 pub mod dalle_keys;
 pub mod directory;
 #[cfg(feature = "embedded-model")]
 pub mod embedded;
+#[cfg(feature = "embedded-model")]
+pub mod embedded_dalle;
 pub mod file_source;
 mod files;
 pub mod flax;

@@ -246,6 +246,11 @@ pub const SDXL_TEXT_2: TextLayout =
     TextLayout { prefix: "conditioner.embedders.1.model.", open_clip: true, with_projection: true, penultimate: false };
 
 impl TextLayout {
+    /// The token that fills up a prompt.
+    pub fn pad_token(&self) -> &'static str {
+        if self.open_clip { "!" } else { "<|endoftext|>" }
+    }
+
     /// The layer that is stored and not used, given all keys of a file. SD 2.x takes the output of the layer before the
     /// last of OpenCLIP's 24. A whole OpenCLIP has a `text_projection`; a file written from a diffusers model has neither
     /// that nor the last layer.

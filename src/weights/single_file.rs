@@ -42,14 +42,15 @@ pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
         Ok::<_, Error>(Box::new(source))
     };
     let version = translated.version;
+    let vae_config = VaeConfig::from_json(&translated.vae.config, file.place())?;
+    check_encoder(&translated.vae_encoder, &vae_config, file.place())?;
     let mut text_encoders = Vec::new();
     for (layout, part) in translated.text_encoders {
         let config = ClipConfig::from_json(&part.config, layout.with_projection, file.place())?;
-        let pad_token = if layout.open_clip { "!" } else { "<|endoftext|>" };
         text_encoders.push(TextEncoderPart {
             config,
             weights: source(part)?,
-            tokenizer: TokenizerFiles::Clip { pad_token },
+            tokenizer: TokenizerFiles::Clip { pad_token: layout.pad_token() },
         });
     }
     let checkpoint = Checkpoint {
@@ -60,10 +61,7 @@ pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
             config: UnetConfig::from_json(&translated.unet.config, file.place())?,
             weights: source(translated.unet)?,
         },
-        vae: Part {
-            config: VaeConfig::from_json(&translated.vae.config, file.place())?,
-            weights: source(translated.vae)?,
-        },
+        vae: Part { config: vae_config, weights: source(translated.vae)? },
         scheduler: scheduler(version, &shapes),
         force_zeros_for_empty_prompt: version == Version::Sdxl,
         requires_aesthetics_score: false,
@@ -73,8 +71,18 @@ pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
     checkpoint.check_fit(file.place())
 }
 
+/// Errors for a tensor of the VAE's encoder, which nothing reads, that an encoder of this config does not have.
+fn check_encoder(tensors: &[(String, String, Change)], config: &VaeConfig, place: &str) -> Result<()> {
+    let known = config.encoder_names();
+    let names: HashSet<&String> = known.iter().collect();
+    match tensors.iter().find(|(_, name, _)| !names.contains(name)) {
+        None => Ok(()),
+        Some((stored, ..)) => Err(unexpected_key_error(place, stored, &known)),
+    }
+}
+
 /// The published scheduler config, corrected by the marks that the file carries.
-fn scheduler(version: Version, shapes: &Shapes) -> Value {
+pub(super) fn scheduler(version: Version, shapes: &Shapes) -> Value {
     let mut config = original_config::scheduler(version);
     if shapes.contains_key("v_pred") {
         config["prediction_type"] = "v_prediction".into();
@@ -105,6 +113,8 @@ pub struct Translated {
     pub unet: Translation,
     /// The latent's decoder.
     pub vae: Translation,
+    /// The tensors of the VAE's encoder, which no model reads.
+    pub vae_encoder: Vec<(String, String, Change)>,
 }
 
 /// Translates names and shapes alone; `place` names the file in errors.
@@ -136,9 +146,10 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
     let stripped = strip(shapes, vae_prefix);
     let levels = vae_levels(&stripped);
     let vae_config = original_config::vae(version, &stripped, place)?;
-    let encoder: HashSet<String> = VaeConfig::from_json(&vae_config, place)?.encoder_names().into_iter().collect();
-    let mut vae_tensors = rename(shapes, vae_prefix, place, |key| Some(vec![original_keys::vae(key, levels)?]))?;
-    vae_tensors.retain(|(_, name, _)| !encoder.contains(name));
+    let vae_tensors = rename(shapes, vae_prefix, place, |key| Some(vec![original_keys::vae(key, levels)?]))?;
+    let (vae_encoder, vae_tensors) = vae_tensors
+        .into_iter()
+        .partition(|(_, name, _)| name.starts_with("encoder.") || name.starts_with("quant_conv."));
     let vae = Translation { config: vae_config, tensors: vae_tensors };
     let text_encoders = layouts.iter().map(|layout| {
         let dropped = layout.dropped_layer(shapes);
@@ -148,7 +159,7 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
         let config = original_config::text_encoder(layout.open_clip, &named.collect(), place)?;
         Ok((*layout, Translation { config, tensors }))
     });
-    Ok(Translated { version, text_encoders: text_encoders.collect::<Result<_>>()?, unet, vae })
+    Ok(Translated { version, text_encoders: text_encoders.collect::<Result<_>>()?, unet, vae, vae_encoder })
 }
 
 fn has_prefix(shapes: &Shapes, prefix: &str) -> bool {

@@ -69,7 +69,7 @@ type Changes = Vec<(u32, u8, u8)>;
 
 fn changed(mut bytes: Vec<u8>, changes: &Changes) -> Vec<u8> {
     for &(place, value, how) in changes {
-        let at = (u64::from(place) * bytes.len() as u64 >> 32) as usize;
+        let at = ((u64::from(place) * bytes.len() as u64) >> 32) as usize;
         match how % 6 {
             0 => bytes[at] = value,
             1 => bytes[at] ^= 1 << (value % 8),

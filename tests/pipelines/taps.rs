@@ -78,6 +78,7 @@ fn unet_taps(name: &'static str) {
         pooled: golden.find("unet.text_embeds").map(|pooled| g.input("pooled", row(pooled.shape[1] as u32), f32)),
         sizes: golden.find("unet.time_ids").map(|_| g.input("sizes", row(6), f32)),
         guidance: golden.find("unet.timestep_cond").map(|_| g.input("guidance", row(1), f32)),
+        class: None,
     };
     let claims = Claims::default();
     let source = part.weights.as_ref();

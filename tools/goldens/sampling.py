@@ -7,6 +7,7 @@ each step (or each `every`th of a long run) and the whole last latent (sixteen v
 
 import itertools
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def model(x, t):
     return torch.from_numpy((0.5 * np.sin(x.numpy().astype(np.float64) + float(t) / 700.0)).astype(np.float32))
 
 
+def variance(x, t):
+    """The second half of a model's channels, positive, so that it may be a variance itself."""
+    return torch.from_numpy((0.5 + 0.4 * np.sin(2 * x.numpy().astype(np.float64) + float(t) / 300.0)).astype(np.float32))
+
+
 def digits(values):
     return [float(f"{float(v):.9g}") for v in values]
 
@@ -64,8 +70,14 @@ def run(scheduler, steps=None, custom=None, eta=0.0, seed=7):
     if "eta" in parameters:
         kwargs["eta"] = eta
     trace = []
-    for t in scheduler.timesteps:
+    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
+    for i, t in enumerate(scheduler.timesteps):
         output = model(scheduler.scale_model_input(latents, t), t)
+        if learned:
+            output = torch.cat([output, variance(latents, t)], dim=1)
+        if isinstance(scheduler, diffusers.UnCLIPScheduler):
+            # As the unCLIP pipeline passes it.
+            kwargs["prev_timestep"] = scheduler.timesteps[i + 1] if i + 1 < len(scheduler.timesteps) else None
         latents = scheduler.step(output, t, latents, **kwargs, return_dict=False)[0]
         trace.append(digits(latents.flatten()[[0, 5, 11]]))
         if not torch.isfinite(latents).all():
@@ -236,9 +248,40 @@ def swaps():
                 yield case(origin, 5, swap=word, schedule=schedule)
 
 
+def bounded_and_learned():
+    """Learned variances, dynamic thresholding, published lists of timesteps, and unCLIP's own DDPM."""
+    cosine = {"beta_schedule": "squaredcos_cap_v2"}
+    fast = [999, 800, 799, 600, 599, 500, 400, 399, 377, 355, 333, 311, 288, 266, 244, 222, 200, 199, 177, 155, 133, 111, 88, 66, 44, 22, 0]
+    variances = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+    threshold = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
+    for kind, prediction, bound in itertools.product(
+        variances, ("epsilon", "sample", "v_prediction"), ({"clip_sample": False}, {"clip_sample_range": 0.7}, threshold)
+    ):
+        base = {"_class_name": "DDPMScheduler", **cosine, "variance_type": kind, "prediction_type": prediction, **bound}
+        yield case(base, 7)
+        if prediction == "epsilon":
+            yield case({**base, "timestep_spacing": "trailing"}, 3)
+            yield case(base, custom=fast)
+    for ratio, most in ((0.995, 1.0), (0.5, 3.0), (0.0, 2.0), (1.0, 0.5)):
+        config = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "thresholding": True}
+        yield case({"_class_name": "DDPMScheduler", **cosine, "variance_type": "learned_range", **config}, 9)
+    for word in ("ddim", "lcm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
+        config = {"_class_name": CLASSES[word], **SD, **algorithm(word), **threshold, "sample_max_value": 4.0}
+        yield case(config, 6, eta=1.0 if word == "ddim" else 0.0)
+        yield case({**config, "prediction_type": "v_prediction"}, 4)
+    for kind, prediction, steps in itertools.product(("fixed_small_log", "learned_range"), ("epsilon", "sample", "v_prediction"), (1, 2, 7, 25)):
+        yield case({"_class_name": "UnCLIPScheduler", "variance_type": kind, "prediction_type": prediction}, steps)
+        yield case({"_class_name": "UnCLIPScheduler", "variance_type": kind, "prediction_type": prediction, "clip_sample_range": 5.0}, steps)
+    for settings in ({"clip_sample": False}, {"num_train_timesteps": 60}, {"variance_type": "fixed_large"}, {"beta_schedule": "linear"}):
+        yield case({"_class_name": "UnCLIPScheduler", **settings}, 50)
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    for name, cases in (("product", cross_product()), ("special", special_cases()), ("swaps", swaps())):
+    chosen = sys.argv[1:]
+    for name, cases in (("product", cross_product()), ("special", special_cases()), ("swaps", swaps()), ("learned", bounded_and_learned())):
+        if chosen and name not in chosen:
+            continue
         rows = [json.dumps(c, separators=(",", ":")) for c in cases]
         (OUT / f"{name}.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
         print(name, len(rows), sum('"error"' in r for r in rows))

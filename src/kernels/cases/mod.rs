@@ -14,6 +14,7 @@ mod matrix;
 mod matrix_vector;
 mod norms;
 mod pointwise;
+mod resample;
 mod roofs;
 mod rows;
 mod sampled;
@@ -281,6 +282,7 @@ pub fn cases() -> Vec<Case> {
         matrix_vector::cases,
         norms::cases,
         pointwise::cases,
+        resample::cases,
         roofs::cases,
         rows::cases,
         steps::cases,
@@ -336,6 +338,7 @@ mod tests {
             "attention_lanes",
             "attention_shared",
             "lanes",
+            "resampling",
             "roof_coop",
             "roof_half",
             "tuning",

@@ -13,6 +13,6 @@ mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
 pub use dalle::{DalleConfig, DalleLayers};
-pub use unet::{TextTimeConfig, UnetConfig};
+pub use unet::{ClassEmbedding, TextTimeConfig, UnetConfig};
 pub use vae::VaeConfig;
 pub use vqgan::{GROUPS as VQGAN_GROUPS, VqganConfig};

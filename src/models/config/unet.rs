@@ -24,6 +24,8 @@ pub struct UnetConfig {
     pub time_embed_dim: usize,
     /// Width of the guidance embedding that is added before the time MLP (LCM's `time_embedding.cond_proj`).
     pub time_cond_proj_dim: Option<usize>,
+    /// The class embedding that is added to the time embedding.
+    pub class: Option<ClassEmbedding>,
     /// SDXL's added conditioning by pooled text and picture sizes.
     pub text_time: Option<TextTimeConfig>,
     /// Channels of each level.
@@ -44,6 +46,8 @@ pub struct UnetConfig {
     pub up_transformer_layers: Vec<Vec<usize>>,
     /// Attention heads of each level (diffusers calls it `attention_head_dim`).
     pub head_count: Vec<usize>,
+    /// Whether the transformers of each level have cross-attention in the place of self-attention, too.
+    pub only_cross_attention: Vec<bool>,
     /// Width of the text vectors.
     pub cross_attention_dim: usize,
     /// Projections around the transformer blocks are linear layers (after flattening) instead of 1x1 convolutions.
@@ -63,6 +67,30 @@ pub struct TextTimeConfig {
     pub time_embed_dim: usize,
     /// Width of pooled text and sinusoids together, the input of `add_embedding.linear_1`.
     pub input_dim: usize,
+}
+
+/// What a class label becomes before it is added to the time embedding of width E (`class_embed_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassEmbedding {
+    /// A row of the table `class_embedding.weight` [count, E] (`num_class_embeds`): the label is a whole number below the count.
+    Table {
+        /// Rows.
+        count: usize,
+    },
+    /// "timestep": the label is a number, embedded as the timestep is, by layers of its own.
+    Timestep,
+    /// "identity": the label is a vector [E] itself.
+    Identity,
+    /// "projection": the label is a vector, which two layers with SiLU between them project.
+    Projection {
+        /// The vector's width.
+        inputs: usize,
+    },
+    /// "simple_projection": the label is a vector, which one layer projects.
+    SimpleProjection {
+        /// The vector's width.
+        inputs: usize,
+    },
 }
 
 impl UnetConfig {
@@ -92,6 +120,7 @@ impl UnetConfig {
             freq_shift: fields.number("freq_shift", 0.0)?,
             time_embed_dim,
             time_cond_proj_dim: fields.optional_count("time_cond_proj_dim")?,
+            class: class_embedding(&fields)?,
             text_time: text_time(&fields)?,
             down_attention,
             mid_block,
@@ -101,6 +130,7 @@ impl UnetConfig {
             mid_transformer_layers: depth.mid,
             up_transformer_layers: depth.up,
             head_count: fields.per_level("attention_head_dim", 8, levels)?,
+            only_cross_attention: only_cross_attention(&fields, levels)?,
             cross_attention_dim: cross_attention_dim(&fields, levels)?,
             use_linear_projection: fields.flag("use_linear_projection", false)?,
             upcast_attention: fields.flag("upcast_attention", false)?,
@@ -144,7 +174,6 @@ fn refuse_unimplemented(fields: &Fields<'_>) -> Result<()> {
         ("addition_embed_type", json!(["text_time"])),
         ("attention_type", json!(["default"])),
         ("center_input_sample", json!([false])),
-        ("class_embed_type", json!([])),
         ("class_embeddings_concat", json!([false])),
         ("conv_in_kernel", json!([3])),
         ("conv_out_kernel", json!([3])),
@@ -156,7 +185,6 @@ fn refuse_unimplemented(fields: &Fields<'_>) -> Result<()> {
         ("mid_block_only_cross_attention", json!([false])),
         ("mid_block_scale_factor", json!([1])),
         ("num_attention_heads", json!([])),
-        ("num_class_embeds", json!([])),
         ("resnet_out_scale_factor", json!([1])),
         ("resnet_skip_time_act", json!([false])),
         ("resnet_time_scale_shift", json!(["default"])),
@@ -166,13 +194,36 @@ fn refuse_unimplemented(fields: &Fields<'_>) -> Result<()> {
     ] {
         fields.neutral(name, accepted.as_array().map_or(&[], Vec::as_slice))?;
     }
-    let self_attention = |value: &Value| match value {
-        Value::Array(list) => list.iter().all(|v| v == false),
-        value => value == false,
+    Ok(())
+}
+
+/// A flag for all levels, or one for each.
+fn only_cross_attention(fields: &Fields<'_>, levels: usize) -> Result<Vec<bool>> {
+    const NAME: &str = "only_cross_attention";
+    match fields.get(NAME) {
+        Some(Value::Array(list)) if list.len() == levels && list.iter().all(Value::is_boolean) => {
+            Ok(list.iter().map(|value| value == true).collect())
+        }
+        Some(Value::Array(_)) => {
+            Err(fields.unsupported(NAME, &format!("true or false, or a list of them for each of the {levels} levels")))
+        }
+        _ => Ok(vec![fields.flag(NAME, false)?; levels]),
+    }
+}
+
+/// The class embedding, whose kind `num_class_embeds` tells where `class_embed_type` does not.
+fn class_embedding(fields: &Fields<'_>) -> Result<Option<ClassEmbedding>> {
+    const KINDS: &str = "\"timestep\", \"identity\", \"projection\", \"simple_projection\" or null";
+    let Some(kind) = fields.get("class_embed_type") else {
+        return Ok(fields.optional_count("num_class_embeds")?.map(|count| ClassEmbedding::Table { count }));
     };
-    match fields.get("only_cross_attention") {
-        Some(value) if !self_attention(value) => Err(fields.unsupported("only_cross_attention", "false")),
-        _ => Ok(()),
+    let inputs = || fields.count("projection_class_embeddings_input_dim", None);
+    match kind.as_str() {
+        Some("timestep") => Ok(Some(ClassEmbedding::Timestep)),
+        Some("identity") => Ok(Some(ClassEmbedding::Identity)),
+        Some("projection") => Ok(Some(ClassEmbedding::Projection { inputs: inputs()? })),
+        Some("simple_projection") => Ok(Some(ClassEmbedding::SimpleProjection { inputs: inputs()? })),
+        _ => Err(fields.unsupported("class_embed_type", KINDS)),
     }
 }
 

@@ -18,7 +18,12 @@ impl TextKeys {
     /// # Panics
     /// When there is no such layer.
     pub fn at(&self, path: &str) -> Value {
-        self.0.get(path).copied().unwrap_or_else(|| panic!("{path}: no keys and values of the text"))
+        self.find(path).unwrap_or_else(|| panic!("{path}: no keys and values of the text"))
+    }
+
+    /// Those of the layer at `path`, if it reads the text.
+    pub fn find(&self, path: &str) -> Option<Value> {
+        self.0.get(path).copied()
     }
 
     /// The layers' paths, and their keys and values; in the order of the paths.
@@ -36,10 +41,10 @@ impl FromIterator<(String, Value)> for TextKeys {
 /// Text vectors [B, T, D] -> keys and values of every cross-attention.
 pub fn text_keys(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, context: Value) -> TextKeys {
     let mut keys = BTreeMap::new();
-    for (transformer, channels, head_count, depth) in transformers(config) {
-        let heads = Heads { count: head_count, width: channels / head_count };
-        for block in 0..depth {
-            let w = w.at(&transformer).at("transformer_blocks").at(block).at("attn2");
+    for Transformer { path, heads, depth, only_cross } in transformers(config) {
+        let layers: &[&str] = if only_cross { &["attn1", "attn2"] } else { &["attn2"] };
+        for (block, layer) in (0..depth).flat_map(|block| layers.iter().map(move |layer| (block, layer))) {
+            let w = w.at(&path).at("transformer_blocks").at(block).at(layer);
             let value = nn::keys_values(g, &w, &nn::DIFFUSERS, context, heads);
             keys.insert(w.path().to_owned(), value);
         }
@@ -47,24 +52,38 @@ pub fn text_keys(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, context: V
     TextKeys(keys)
 }
 
-/// Path, channels, heads and number of blocks of every transformer.
-fn transformers(config: &UnetConfig) -> Vec<(String, u32, u32, usize)> {
+/// What the keys of a transformer depend on.
+struct Transformer {
+    path: String,
+    heads: Heads,
+    depth: usize,
+    /// Whether the first attention of every block reads the text, too.
+    only_cross: bool,
+}
+
+/// Every transformer.
+fn transformers(config: &UnetConfig) -> Vec<Transformer> {
     let levels = config.block_out_channels.len();
-    let of = |path: String, level: usize, depth: usize| {
-        (path, config.block_out_channels[level] as u32, config.head_count[level] as u32, depth)
+    let of = |path: String, level: usize, depth: usize, only_cross: bool| {
+        let count = config.head_count[level] as u32;
+        let heads = Heads { count, width: config.block_out_channels[level] as u32 / count };
+        Transformer { path, heads, depth, only_cross }
     };
     let mut found = Vec::new();
     for level in (0..levels).filter(|level| config.down_attention[*level]) {
         for (layer, depth) in config.down_transformer_layers[level].iter().enumerate() {
-            found.push(of(format!("down_blocks.{level}.attentions.{layer}"), level, *depth));
+            let path = format!("down_blocks.{level}.attentions.{layer}");
+            found.push(of(path, level, *depth, config.only_cross_attention[level]));
         }
     }
     if config.mid_block {
-        found.push(of("mid_block.attentions.0".to_owned(), levels - 1, config.mid_transformer_layers));
+        found.push(of("mid_block.attentions.0".to_owned(), levels - 1, config.mid_transformer_layers, false));
     }
     for block in (0..levels).filter(|block| config.up_attention[*block]) {
+        let level = levels - 1 - block;
         for (layer, depth) in config.up_transformer_layers[block].iter().enumerate() {
-            found.push(of(format!("up_blocks.{block}.attentions.{layer}"), levels - 1 - block, *depth));
+            let path = format!("up_blocks.{block}.attentions.{layer}");
+            found.push(of(path, level, *depth, config.only_cross_attention[level]));
         }
     }
     found

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use crate::graph::{Graph, Shape, Value};
-use crate::kernels::elementwise::Activation;
-use crate::kernels::sinusoid::Sinusoid;
 use crate::kernels::vector_bytes;
 use crate::models::config::UnetConfig;
+pub use crate::models::generator::conditioning::Conditioning;
+use crate::models::generator::conditioning::time_embedding;
 use crate::models::generator::context::TextKeys;
 use crate::models::nn::{self, Conv, Heads, Linear, Resnet};
 use crate::weights::Weights;
@@ -15,19 +15,6 @@ use crate::weights::Weights;
 const TRANSFORMER_NORM_EPS: f32 = 1e-6;
 /// Epsilon of a transformer block's LayerNorms (diffusers `BasicTransformerBlock`).
 const BLOCK_NORM_EPS: f32 = 1e-5;
-
-/// What the UNet is conditioned on.
-#[derive(Debug, Clone, Copy)]
-pub struct Conditioning {
-    /// Timestep [B, 1, 1, 1] in f32.
-    pub timestep: Value,
-    /// SDXL: pooled text [B, 1, 1, D].
-    pub pooled: Option<Value>,
-    /// SDXL: original height and width, crop top and left, target height and width [B, 1, 1, 6] in f32.
-    pub sizes: Option<Value>,
-    /// LCM: guidance scale minus 1 [B, 1, 1, 1] in f32.
-    pub guidance: Option<Value>,
-}
 
 /// sample [B, H, W, C] -> prediction [B, H, W, C], where H and W need not be even. `text` holds what the cross-attentions
 /// read of the prompt.
@@ -39,8 +26,7 @@ pub fn unet(
     given: Conditioning,
     text: &TextKeys,
 ) -> Value {
-    let batch = g.shape(sample).batch;
-    let time = time_embedding(g, w, config, given, batch); // [B, E], activated
+    let time = time_embedding(g, w, config, given); // [B, E], activated
     g.tap("unet.time", time);
     let times = time_projections(g, w, config, time);
     let mut unet = Unet { g, w, config, times, text };
@@ -54,51 +40,6 @@ pub fn unet(
     let x = nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32);
     g.tap("unet", x);
     x
-}
-
-/// Everything that a resnet takes from the timestep and the added conditioning: SiLU(embedding) [B, E].
-fn time_embedding(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Conditioning, batch: u32) -> Value {
-    let embed = config.time_embed_dim as u32;
-    let sinusoid = Sinusoid {
-        batch,
-        inputs: 1,
-        dim: config.block_out_channels[0] as u32,
-        flip: config.flip_sin_to_cos,
-        shift: config.freq_shift as f32,
-        scale: 1.0,
-    };
-    let mut x = nn::sinusoid(g, "time_proj", given.timestep, sinusoid);
-    let w_time = w.at("time_embedding");
-    if let (Some(width), Some(guidance)) = (config.time_cond_proj_dim, given.guidance) {
-        let dim = width as u32;
-        let wave = Sinusoid { batch, inputs: 1, dim, flip: false, shift: 1.0, scale: 1000.0 };
-        let condition = nn::sinusoid(g, "guidance_proj", guidance, wave);
-        let channels = g.shape(x).channels;
-        let linear = Linear { bias: false, residual: Some(x), ..Linear::new(channels) };
-        x = nn::linear(g, &w_time.at("cond_proj"), condition, linear);
-    }
-    let hidden = Linear { activation: Activation::Silu, ..Linear::new(embed) };
-    let x = nn::linear(g, &w_time.at("linear_1"), x, hidden);
-    match (&config.text_time, given.pooled, given.sizes) {
-        (Some(added), Some(pooled), Some(sizes)) => {
-            let x = nn::linear(g, &w_time.at("linear_2"), x, Linear::new(embed));
-            let dim = added.time_embed_dim as u32;
-            let wave = Sinusoid {
-                batch,
-                inputs: 6,
-                dim,
-                flip: config.flip_sin_to_cos,
-                shift: config.freq_shift as f32,
-                scale: 1.0,
-            };
-            let waves = nn::sinusoid(g, "add_time_proj", sizes, wave);
-            let both = nn::concat(g, "add_embedding", pooled, waves);
-            let both = nn::linear(g, &w.at("add_embedding.linear_1"), both, hidden);
-            let both = nn::linear(g, &w.at("add_embedding.linear_2"), both, Linear::new(embed));
-            nn::add(g, "time_embedding", x, both, Activation::Silu)
-        }
-        _ => nn::linear(g, &w_time.at("linear_2"), x, hidden),
-    }
 }
 
 /// The paths and output channels of all resnets.
@@ -263,7 +204,8 @@ fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, text: &TextKeys, 
     let tap = |g: &mut Graph, name: &str, value| g.tap(&format!("unet.{}.{name}", w.path()), value);
     tap(g, "input", x);
     let h = nn::layer_norm(g, &w.at("norm1"), x, BLOCK_NORM_EPS);
-    let x = nn::attention(g, &w.at("attn1"), &nn::DIFFUSERS, h, None, heads, x);
+    let first = w.at("attn1");
+    let x = nn::attention(g, &first, &nn::DIFFUSERS, h, text.find(first.path()), heads, x);
     tap(g, "attn1", x);
     let h = nn::layer_norm(g, &w.at("norm2"), x, BLOCK_NORM_EPS);
     let cross = w.at("attn2");

@@ -4,7 +4,7 @@
 use super::{Run, init_noise_sigma, input_scale, sigma_estimate, vp_estimate};
 use crate::error::Result;
 use crate::sampling::arrays::{exp, ln};
-use crate::sampling::program::{Draft, Linear, Program};
+use crate::sampling::program::{Deviation, Draft, Linear, Program};
 use crate::sampling::schedule::{Training, euler_run, whole_timesteps};
 use crate::sampling::settings::Variance;
 
@@ -23,10 +23,14 @@ pub(super) fn ddpm(run: &Run) -> Result<Program> {
         let step_alpha = alpha / alpha_prev;
         let step_beta = 1.0 - step_alpha;
         let small = (beta_prev / beta * step_beta).max(1e-20);
-        let deviation = match settings.variance {
-            Variance::Small => small.sqrt(),
-            Variance::SmallLog => exp(0.5 * ln(small)),
-            Variance::Large => step_beta.sqrt(),
+        let (factor, learned) = match settings.variance {
+            Variance::Small | Variance::Unread => (small.sqrt(), None),
+            Variance::SmallLog => (exp(0.5 * ln(small)), None),
+            Variance::Large => (step_beta.sqrt(), None),
+            // The root of a logarithm below 0, which diffusers takes as well: no step is finite.
+            Variance::LargeLog => (ln(step_beta).sqrt(), None),
+            Variance::Learned => (1.0, Some(Deviation::Root)),
+            Variance::Range => (1.0, Some(Deviation::between(small, step_beta))),
         };
         let mean = (alpha_prev.sqrt() * step_beta / beta) * Linear::X0
             + (step_alpha.sqrt() * beta_prev / beta) * Linear::LATENT;
@@ -34,9 +38,10 @@ pub(super) fn ddpm(run: &Run) -> Result<Program> {
             timestep: t as f32,
             sigma: training.sigmas[t as usize],
             input_scale: 1.0,
-            estimate: vp_estimate(settings.prediction, alpha.sqrt(), beta.sqrt(), settings.clip),
+            estimate: vp_estimate(settings.prediction, alpha.sqrt(), beta.sqrt(), settings.bound),
             draws_noise: t > 0,
-            next: vec![if t > 0 { mean + deviation * Linear::NOISE } else { mean }],
+            deviation: learned.filter(|_| t > 0),
+            next: vec![if t > 0 { mean + factor * Linear::NOISE } else { mean }],
         });
     }
     run.finish(1.0, 1, drafts)
@@ -58,6 +63,7 @@ pub(super) fn euler(run: &Run) -> Result<Program> {
             input_scale: input_scale(from),
             estimate: sigma_estimate(settings.prediction, from, None),
             draws_noise: true,
+            deviation: None,
             next: vec![Linear::LATENT + (down - from) * slope + up * Linear::NOISE],
         });
     }

@@ -23,8 +23,9 @@ pub(super) fn program(run: &Run) -> Result<Program> {
             timestep: t as f32,
             sigma: training.sigmas[t as usize],
             input_scale: 1.0,
-            estimate: vp_estimate(settings.prediction, alpha.sqrt(), beta.sqrt(), settings.clip),
+            estimate: vp_estimate(settings.prediction, alpha.sqrt(), beta.sqrt(), settings.bound),
             draws_noise: run.eta > 0.0,
+            deviation: None,
             next: vec![alpha_prev.sqrt() * Linear::X0 + direction * noise + deviation * Linear::NOISE],
         });
     }

@@ -50,8 +50,9 @@ pub(super) fn program(run: &Run) -> Result<Program> {
             timestep,
             sigma: path.sigmas[i],
             input_scale: 1.0,
-            estimate: vp_estimate(settings.prediction, levels[i].alpha, levels[i].sigma, None),
+            estimate: vp_estimate(settings.prediction, levels[i].alpha, levels[i].sigma, settings.bound),
             draws_noise: stochastic,
+            deviation: None,
             next,
         });
     }

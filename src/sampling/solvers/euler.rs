@@ -20,6 +20,7 @@ pub(super) fn euler(run: &Run) -> Result<Program> {
             input_scale: input_scale(sigma),
             estimate: sigma_estimate(settings.prediction, sigma, None),
             draws_noise: false,
+            deviation: None,
             next: vec![Linear::LATENT + (path.sigmas[i + 1] - sigma) * slope],
         });
     }
@@ -39,8 +40,9 @@ pub(super) fn heun(run: &Run) -> Result<Program> {
             timestep,
             sigma,
             input_scale: input_scale(sigma),
-            estimate: sigma_estimate(settings.prediction, sigma, settings.clip),
+            estimate: sigma_estimate(settings.prediction, sigma, settings.bound),
             draws_noise: false,
+            deviation: None,
             next,
         };
         if i > 0 {

@@ -35,8 +35,9 @@ pub(super) fn program(run: &Run) -> Result<Program> {
             timestep: t as f32,
             sigma: training.sigmas[t as usize],
             input_scale: 1.0,
-            estimate: vp_estimate(settings.prediction, alpha.sqrt(), (1.0 - alpha).sqrt(), settings.clip),
+            estimate: vp_estimate(settings.prediction, alpha.sqrt(), (1.0 - alpha).sqrt(), settings.bound),
             draws_noise: prev.is_some(),
+            deviation: None,
             next: vec![next],
         });
     }

@@ -9,11 +9,12 @@ mod dpm;
 mod euler;
 mod lcm;
 mod pndm;
+mod unclip;
 mod unipc;
 
 use super::kinds::SamplerKind;
-use super::program::{Draft, Estimate, Linear, Program};
-use super::settings::{PredictionType, Settings};
+use super::program::{Bound, Draft, Estimate, Linear, Program};
+use super::settings::{PredictionType, Settings, Variance};
 use crate::error::{Error, Result};
 
 /// What a solver is asked for.
@@ -38,6 +39,7 @@ pub(super) fn program(run: &Run) -> Result<Program> {
         SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde => dpm::program(run),
         SamplerKind::UniPc => unipc::program(run),
         SamplerKind::Lcm => lcm::program(run),
+        SamplerKind::UnClip => unclip::program(run),
     }
 }
 
@@ -49,32 +51,33 @@ impl Run<'_> {
                 .hint("another --schedule or count of --steps"));
         }
         let evaluations = drafts.into_iter().map(Draft::finish).collect::<Result<_>>()?;
-        Ok(Program { sampler: self.sampler, init_noise_sigma, slots, evaluations })
+        let learned_variance = matches!(self.settings.variance, Variance::Learned | Variance::Range | Variance::Unread);
+        Ok(Program { sampler: self.sampler, init_noise_sigma, slots, learned_variance, evaluations })
     }
 }
 
 /// The data estimate of a variance-preserving latent, x = sqrt(alpha) x0 + sqrt(beta) noise, from both roots. Without any
 /// signal (alpha = 0) a clipped estimate from noise is an infinity clipped in diffusers; a huge factor gives the same.
-fn vp_estimate(prediction: PredictionType, root_alpha: f32, root_beta: f32, clip: Option<f32>) -> Estimate {
+fn vp_estimate(prediction: PredictionType, root_alpha: f32, root_beta: f32, bound: Option<Bound>) -> Estimate {
     let (a, b) = (f64::from(root_alpha), f64::from(root_beta));
-    let a = if clip.is_some() { a.max(1e-30) } else { a };
+    let a = if bound.is_some() { a.max(1e-30) } else { a };
     let (slot0, model_output) = match prediction {
         PredictionType::Epsilon => (1.0 / a, -b / a),
         PredictionType::Velocity => (a, -b),
         PredictionType::Sample => (0.0, 1.0),
     };
-    Estimate { slot0, model_output, clip }
+    Estimate { slot0, model_output, bound }
 }
 
 /// The data estimate of a latent x = x0 + sigma noise.
-fn sigma_estimate(prediction: PredictionType, sigma: f32, clip: Option<f32>) -> Estimate {
+fn sigma_estimate(prediction: PredictionType, sigma: f32, bound: Option<Bound>) -> Estimate {
     let s = f64::from(sigma);
     let (slot0, model_output) = match prediction {
         PredictionType::Epsilon => (1.0, -s),
         PredictionType::Velocity => (1.0 / (s * s + 1.0), -s / (s * s + 1.0).sqrt()),
         PredictionType::Sample => (0.0, 1.0),
     };
-    Estimate { slot0, model_output, clip }
+    Estimate { slot0, model_output, bound }
 }
 
 /// The model's input scale for a latent x = x0 + sigma noise: it was trained on unit variance.

@@ -118,6 +118,7 @@ impl Pndm<'_> {
             input_scale: 1.0,
             estimate: vp_estimate(self.settings.prediction, alpha.sqrt(), (1.0 - alpha).sqrt(), None),
             draws_noise: false,
+            deviation: None,
             next,
         })
     }
