@@ -11,8 +11,11 @@ use scumble::gpu::{Gpu, GpuOptions};
 use scumble::graph::Graph;
 use scumble::graph::executor::Executor;
 use scumble::kernels::Limits;
+use scumble::kernels::attention_cache::{self, AttentionCache};
+use scumble::kernels::sample_token::{self, SampleToken};
 use scumble::models::config::{DalleConfig, VqganConfig};
 use scumble::pipelines::{Dalle, DalleSettings, Drawing, Event, Request, System, Variation, dalle_graphs};
+use scumble::sampling::TorchGenerator;
 use scumble::tensor::{DType, HostTensor};
 use scumble::weights::checkpoint::Part;
 use scumble::weights::dalle::{DalleCheckpoint, DalleDefaults, DalleTokenizer};
@@ -248,9 +251,81 @@ fn what_a_model_does_not_have_is_refused() {
     assert_eq!(Dalle::settings(&open("min_dalle"), &Request::default()).unwrap().top_k, Some(256));
 }
 
+/// The f64 references of the kernels against PyTorch, and the draws against `torch.multinomial`, of which each takes the
+/// generator further.
+#[test]
+fn references_are_pytorchs() {
+    let bytes = std::fs::read(folder("kernels.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let get = |name: &str| -> Vec<f64> {
+        let view = file.tensor(name).unwrap();
+        view.data().as_chunks().0.iter().map(|four| f64::from(f32::from_le_bytes(*four))).collect()
+    };
+    let config = AttentionCache {
+        batch: 2,
+        queries: 4,
+        keys: 7,
+        heads: 3,
+        width: 8,
+        scale: 1.0 / 8f32.sqrt(),
+        query_channels: 24,
+        key_channels: 48,
+        offsets: [0, 0, 24],
+        dtype: DType::F32,
+    };
+    let last: Vec<u32> = get("attention.last").iter().map(|last| *last as u32).collect();
+    let out = attention_cache::reference(&config, &get("attention.q"), &get("attention.kv"), &last);
+    // The golden's inputs and outputs were rounded to f32.
+    let want = get("attention.out");
+    assert!(out.len() == want.len() && out.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 2e-6));
+    let draws: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(folder("draws.json")).unwrap()).unwrap();
+    for (index, draw) in draws.iter().enumerate() {
+        let logits = get(&format!("draw.{index}"));
+        let count = logits.len() as u32 / 2;
+        let number = |name: &str| draw[name].as_f64().unwrap();
+        let config = SampleToken {
+            batch: 2,
+            width: count,
+            count,
+            scale: number("scale") as f32,
+            temperature: number("temperature") as f32,
+            top_k: Some(number("top_k") as u32),
+        };
+        let mut generator = TorchGenerator::new(draw["seed"].as_str().unwrap().parse().unwrap());
+        for want in draw["tokens"].as_array().unwrap() {
+            let noise: Vec<f64> = generator.exponential(count as usize).into_iter().map(f64::from).collect();
+            let token = sample_token::reference(&config, &logits, &noise);
+            assert_eq!(u64::from(token), want.as_u64().unwrap(), "draw {index}");
+        }
+    }
+}
+
 fn manifest(name: &str) -> ShapesSource {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/keys").join(format!("{name}.tsv"));
     ShapesSource::from_manifest(name, &std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The small model inside the program draws, and differently for another prompt.
+#[cfg(feature = "embedded-model")]
+#[test]
+fn the_embedded_model_draws() {
+    let gpu = gpu();
+    let picture = |prompt: &str| {
+        let system =
+            Arc::new(Dalle::new(Arc::clone(&gpu), scumble::weights::embedded_dalle::open().unwrap(), DType::F32));
+        let request = Request { prompt: prompt.into(), seed: 1, ..Request::default() };
+        let events: Vec<Event> = system.draw(request, 1, false).unwrap().map(Result::unwrap).collect();
+        let Some(Event::Picture(picture)) = events.into_iter().next_back() else { panic!("no picture") };
+        picture
+    };
+    let [apple, heart] = ["red apple", "green heart"].map(picture);
+    assert_eq!((apple.width, apple.height, apple.rgb.len()), (128, 128, 128 * 128 * 3));
+    let mean = |picture: &scumble::pipelines::Picture, channel: usize| {
+        let values = picture.rgb.iter().skip(channel).step_by(3).map(|value| f64::from(*value));
+        values.sum::<f64>() / f64::from(picture.width * picture.height)
+    };
+    assert!(mean(&apple, 0) > mean(&apple, 1) + 10.0, "the apple is not red");
+    assert!(mean(&heart, 1) > mean(&heart, 0) + 10.0, "the heart is not green");
 }
 
 /// The published models' tensors, each taken exactly once.

@@ -12,6 +12,8 @@ use crate::pipelines::{Dalle, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
+#[cfg(feature = "embedded-model")]
+use crate::weights::embedded_dalle;
 use crate::weights::kind::ModelKind;
 
 /// A model whose configs were read and checked, before there is an adapter.
@@ -32,8 +34,7 @@ impl Opened {
             }
             ModelKind::DalleMini => {
                 let path = args.model.as_deref().unwrap_or_else(|| Path::new(""));
-                let checkpoint = DalleCheckpoint::open(path, args.vqgan.as_deref())?;
-                let hash = HashSource::Files(vec![checkpoint.file.clone().into()]);
+                let (checkpoint, hash) = open_dalle(path, args.vqgan.as_deref())?;
                 Ok((Self::Dalle(Box::new(checkpoint)), hash))
             }
             kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
@@ -52,10 +53,23 @@ impl Opened {
     }
 }
 
+/// A DALL-E by its built-in name or in a directory, and what its hash is made from.
+pub fn open_dalle(path: &Path, vqgan: Option<&Path>) -> Result<(DalleCheckpoint, HashSource)> {
+    #[cfg(feature = "embedded-model")]
+    if path.as_os_str() == embedded_dalle::NAME && !path.exists() {
+        return Ok((embedded_dalle::open()?, HashSource::Bytes(embedded_dalle::BART)));
+    }
+    let checkpoint = DalleCheckpoint::open(path, vqgan)?;
+    let hash = HashSource::Files(vec![checkpoint.file.clone().into()]);
+    Ok((checkpoint, hash))
+}
+
 /// The kind of a model by its built-in name or by its path.
-fn kind_of(model: &Path) -> Result<ModelKind> {
+pub fn kind_of(model: &Path) -> Result<ModelKind> {
     match model.to_str() {
         Some("emoji") if !model.exists() => Ok(ModelKind::StableDiffusion),
+        #[cfg(feature = "embedded-model")]
+        Some(embedded_dalle::NAME) if !model.exists() => Ok(ModelKind::DalleMini),
         _ => ModelKind::of(model),
     }
 }

@@ -76,7 +76,8 @@ impl Dalle {
             top_k: request.top_k.or(defaults.top_k).filter(|k| *k > 0),
             temperature: request.temperature.unwrap_or(defaults.temperature),
         };
-        if !settings.guidance_scale.is_finite() || !(settings.temperature.is_finite() && settings.temperature > 0.0) {
+        let sound = settings.temperature.is_finite() && settings.temperature > 0.0;
+        if !(settings.guidance_scale.is_finite() && sound) {
             let option = if settings.guidance_scale.is_finite() { "--temperature" } else { "--cfg-scale" };
             return Err(Error::usage("number")
                 .at(option)

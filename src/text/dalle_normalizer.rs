@@ -162,7 +162,7 @@ fn join(
     let mut free = 0;
     let mut i = 0;
     while i < chars.len() {
-        if chars[i] == mark && i > free.max(0) && before(chars[i - 1]) && after(&chars[i + 1..]) {
+        if chars[i] == mark && i > free && before(chars[i - 1]) && after(&chars[i + 1..]) {
             out.extend(with);
             out.extend(&chars[i + 1..i + 1 + taken]);
             i += 1 + taken;

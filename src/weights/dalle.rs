@@ -84,7 +84,7 @@ impl DalleCheckpoint {
         Self::from_files(&Files::Directory(path.to_path_buf()), name, vqgan)
     }
 
-    fn from_files(files: &Files, name: String, vqgan: Option<&Path>) -> Result<Self> {
+    pub(super) fn from_files(files: &Files, name: String, vqgan: Option<&Path>) -> Result<Self> {
         let bart = open_bart(files)?;
         let config = if files.list("").iter().any(|file| file == "config.json") {
             DalleConfig::from_json(&files.json("config.json")?, &files.place("config.json"))?

@@ -13,6 +13,8 @@ pub mod dalle_keys;
 pub mod directory;
 #[cfg(feature = "embedded-model")]
 pub mod embedded;
+#[cfg(feature = "embedded-model")]
+pub mod embedded_dalle;
 pub mod file_source;
 mod files;
 pub mod flax;

@@ -345,7 +345,32 @@ def make(name):
     print(f"{name:12} {kib:5.0f} KiB, tokens {out['tokens'].flatten().tolist()}, picture {out['picture'].float().std():.1f}")
 
 
+def kernels():
+    """What the f64 references of the kernels are compared with, and torch's own draws."""
+    g = torch.Generator().manual_seed(1)
+    random = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64)
+    # Two texts of three heads of eight channels, of which only the first keys count.
+    q, k, v, counts = random(2, 4, 24), random(2, 7, 24), random(2, 7, 24), torch.tensor([3, 7])
+    split = lambda x: x.unflatten(-1, (3, 8)).transpose(1, 2)
+    mask = (torch.arange(7) < counts[:, None])[:, None, None]
+    h = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask).transpose(1, 2).flatten(2)
+    out = {"attention.q": q, "attention.kv": torch.cat([k, v], -1), "attention.last": counts - 1, "attention.out": h}
+    draws = []
+    for seed, codes, top_k, temperature, scale in [(0, 9, 4, 1.0, 2.0), (42, 1000, 50, 0.7, 8.0), (2**40 + 5, 513, 513, 1.5, 3.0)]:
+        logits = (4 * random(2, codes)).float()
+        guided = logits[:1] + scale * (logits[1:] - logits[:1])
+        kept = guided.masked_fill(guided < guided.topk(top_k).values[:, -1:], -math.inf)
+        g2 = torch.Generator().manual_seed(seed)
+        # Three draws, so that the generator's state counts.
+        tokens = [torch.multinomial((kept / temperature).softmax(-1), 1, generator=g2).item() for _ in range(3)]
+        out[f"draw.{len(draws)}"] = logits
+        draws.append(dict(seed=str(seed), top_k=top_k, temperature=temperature, scale=scale, tokens=tokens))
+    save_file({k: v.float().contiguous() for k, v in out.items()}, ROOT / "kernels.safetensors")
+    (ROOT / "draws.json").write_text(json.dumps(draws, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for name in sys.argv[1:] or CASES:
         make(name)
+    kernels()
