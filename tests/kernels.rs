@@ -66,7 +66,7 @@ fn with_the_shaders_of_the_other_kind_of_adapter() {
 }
 
 /// Kernels that cut their work into dispatches over bound parts of their tensors.
-const BANDED: [&str; 10] = [
+const BANDED: [&str; 11] = [
     "attention",
     "concat",
     "conv2d",
@@ -76,6 +76,7 @@ const BANDED: [&str; 10] = [
     "layer_norm",
     "matmul",
     "pixels",
+    "pool",
     "resample",
 ];
 
