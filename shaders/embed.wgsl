@@ -1,7 +1,7 @@
-// y[b, t] = table[ids[b, t]] + positions[t], the input of a text encoder (arXiv:2103.00020).
-// **Shapes** ids [B, T] (one vector each, the id first); table 0..3 [V, C4] in four row ranges; positions [T, C4]; y [B, T, C4].
+// y[b, t] = table[ids[b, t]] + positions[first[b, t] + t], the input of a text encoder (arXiv:2103.00020), or of a generator of tokens at some place.
+// **Shapes** ids [B, T] (one vector each, the id, then first); table 0..3 [V, C4] in four row ranges; positions [T.., C4]; y [B, T, C4].
 // **Grid** one invocation an output vector; workgroups of 64 fold from x into y.
-// **Host** every id is below V; a table of fewer ranges binds its last one again; params.split is the rows of a range.
+// **Host** every id is below V, every first + t has a position; a table of fewer ranges binds its last one again; params.split is the rows of a range.
 // **Numbers** one f32 addition.
 
 struct Params {
@@ -17,7 +17,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> ids: array<vec4<u32>>;        // [B, T]
-@group(0) @binding(2) var<storage, read> positions: array<TableVec>;   // [T, C4]
+@group(0) @binding(2) var<storage, read> positions: array<TableVec>;   // [T.., C4]
 @group(0) @binding(3) var<storage, read> table0: array<TableVec>;      // [split, C4]
 @group(0) @binding(4) var<storage, read> table1: array<TableVec>;      // [split, C4]
 @group(0) @binding(5) var<storage, read> table2: array<TableVec>;      // [split, C4]
@@ -35,7 +35,8 @@ fn main(
         return;
     }
     let column = i % params.width;
-    let id = ids[i / params.width].x;
+    let row_id = ids[i / params.width];
+    let id = row_id.x;
     let at = id % params.split * params.width + column;
     var row: vec4<f32>;
     switch id / params.split {
@@ -44,6 +45,6 @@ fn main(
         case 2u: { row = load_table(table2[at]); }
         default: { row = load_table(table3[at]); }
     }
-    let position = load_table(positions[i / params.width % params.tokens * params.width + column]);
+    let position = load_table(positions[(row_id.y + i / params.width % params.tokens) * params.width + column]);
     y[i - params.y_base] = store_y(row + position);
 }

@@ -186,6 +186,7 @@ fn heads(batch: u32, queries: u32, keys: u32, heads: u32, inner: u32) -> Attenti
         key_channels: 2 * inner,
         offsets: [0, 0, inner],
         dtype: DType::F32,
+        bias: None,
     }
 }
 

@@ -11,9 +11,10 @@ use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 use scumble::graph::Graph;
 use scumble::kernels::cases::cases;
 use scumble::kernels::{Call, SHADERS, Variant};
-use scumble::pipelines::{Request, Settings, graphs};
+use scumble::pipelines::{DalleSettings, Request, Settings, dalle_graphs, graphs};
 use scumble::tensor::DType;
 use scumble::weights::checkpoint::Checkpoint;
+use scumble::weights::dalle::DalleCheckpoint;
 
 use backends::{adapters, parse, write_everywhere};
 
@@ -68,14 +69,32 @@ fn pipelines() -> Vec<(Checkpoint, Request)> {
     found
 }
 
+fn dalle() -> Vec<(DalleCheckpoint, DalleSettings)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/dalle");
+    let case = |(name, guidance_scale, top_k)| {
+        let settings = DalleSettings { guidance_scale, top_k, temperature: 1.0 };
+        (DalleCheckpoint::open(&folder.join(name), None).unwrap(), settings)
+    };
+    [("flax", 2.0, None), ("min_dalle", 2.0, Some(5)), ("variant", 1.0, Some(5))].map(case).into()
+}
+
 /// Everything that the cases and the golden pipelines render.
 fn variants() -> Variants {
     let mut variants = Variants::new();
     let pipelines = pipelines();
+    let dalle = dalle();
     for limits in adapters() {
         for case in cases() {
             for step in case.work(&limits).unwrap().steps {
                 collect(&mut variants, &step.call, step.reads.len(), step.writes.len());
+            }
+        }
+        for (checkpoint, settings) in &dalle {
+            for precision in [DType::F32, DType::F16] {
+                for (stage, graph) in dalle_graphs(checkpoint, limits, precision, settings, false).unwrap() {
+                    assert!(graph.fault().is_none(), "{} {stage}: {:?}", checkpoint.name, graph.fault());
+                    collect_graph(&mut variants, &graph);
+                }
             }
         }
         for (checkpoint, request) in &pipelines {

@@ -108,6 +108,18 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "P", value_parser = ["epsilon", "v_prediction", "sample"])]
     pub prediction_type: Option<String>,
 
+    /// DALL-E: the directory or file of the image tokens' decoder, where it does not lie in MODEL
+    #[arg(long, value_name = "DIR")]
+    pub vqgan: Option<PathBuf>,
+
+    /// DALL-E: draw every image token from the K likeliest ones, 0 from all [default: the model's own]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: Option<u32>,
+
+    /// DALL-E: what logits are divided by; below 1 likely image tokens become likelier [default: 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+
     /// Seed of the noise, the same as torch's CPU generator's; pictures of a batch take N, N+1, ... [default: random]
     #[arg(short, long, value_name = "SEED", allow_negative_numbers = true)]
     pub seed: Option<u64>,

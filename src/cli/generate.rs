@@ -166,6 +166,8 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         seed,
         clip_skip: args.clip_skip.map(|layer| layer - 1).filter(|skipped| *skipped > 0),
         latents,
+        top_k: args.top_k,
+        temperature: args.temperature,
         ..Request::default()
     }
 }

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::cli::args::{InfoArgs, PrecisionArg};
-use crate::cli::{painter, print_line, tune};
+use crate::cli::systems::{kind_of, open_dalle};
+use crate::cli::{dalle_info, painter, print_line, tune};
 use crate::error::Result;
 use crate::gpu::{self, AdapterSummary};
 use crate::kernels::Limits;
@@ -16,11 +17,16 @@ use crate::sampling::PredictionType;
 use crate::tensor::DType;
 use crate::weights::Source;
 use crate::weights::checkpoint::{Checkpoint, TokenizerFiles};
+use crate::weights::kind::ModelKind;
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let text = match &args.model {
         None => adapters(&gpu::adapters(), tune::state),
+        Some(model) if kind_of(model).is_ok_and(|kind| kind == ModelKind::DalleMini) => {
+            let request = Request { width: args.width, height: args.height, ..Request::default() };
+            dalle_info::describe(&open_dalle(model, None)?.0, &request, args.precision)?
+        }
         Some(model) => {
             let request = Request { width: args.width, height: args.height, ..Request::default() };
             let tiling = Tiling::from_environment(&args.vae_tiling)?;
@@ -91,13 +97,13 @@ pub(super) fn describe(checkpoint: &Checkpoint, request: &Request, run: &Run) ->
     Ok(text)
 }
 
-fn line(text: &mut String, line: &str) {
+pub(super) fn line(text: &mut String, line: &str) {
     text.push_str(line);
     text.push('\n');
 }
 
 /// A part's name, size and config; its number of parameters.
-fn part(text: &mut String, name: &str, source: &dyn Source, config: &str) -> u64 {
+pub(super) fn part(text: &mut String, name: &str, source: &dyn Source, config: &str) -> u64 {
     let mut types: BTreeMap<&str, u64> = BTreeMap::new();
     let mut bytes = 0;
     for info in source.names().iter().filter_map(|name| source.info(name)) {
@@ -232,7 +238,7 @@ pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Sett
     Ok(())
 }
 
-fn list(numbers: &[usize]) -> String {
+pub(super) fn list(numbers: &[usize]) -> String {
     numbers.iter().map(usize::to_string).collect::<Vec<_>>().join("/")
 }
 

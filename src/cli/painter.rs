@@ -9,13 +9,14 @@ use crate::cli::generate::{Painter, Picture};
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
-use crate::cli::systems::Opened;
-use crate::cli::{cache, info, tune};
+use crate::cli::systems::{Opened, kind_of, open_dalle};
+use crate::cli::{cache, dalle_info, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, Tiling, Variation};
 use crate::sampling::{SamplerKind, ScheduleKind};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
+use crate::weights::kind::ModelKind;
 
 /// A system on an adapter, with the stages that the last picture left loaded.
 struct Studio {
@@ -65,6 +66,14 @@ impl From<PrecisionArg> for Precision {
 
 /// What would run for `request`, as text for a terminal: sizes, schedule and memory. Needs no adapter.
 pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
+    if let Some(path) =
+        args.model.as_deref().filter(|path| kind_of(path).is_ok_and(|kind| kind == ModelKind::DalleMini))
+    {
+        let (checkpoint, _) = open_dalle(path, args.vqgan.as_deref())?;
+        let mut text = format!("model: {} (DALL-E mini)\n", checkpoint.name);
+        dalle_info::explain(&mut text, &checkpoint, request, args.precision)?;
+        return Ok(text);
+    }
     let (checkpoint, _) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
     let settings = Settings::resolve(request, &checkpoint)?;
     let Settings { width, height, steps, guidance_scale, guidance_rescale, clip_skip, scheduler, guided } = &settings;

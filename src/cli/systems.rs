@@ -8,15 +8,20 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::{StableDiffusion, System, Tiling};
+use crate::pipelines::{Dalle, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
+use crate::weights::dalle::DalleCheckpoint;
+#[cfg(feature = "embedded-model")]
+use crate::weights::embedded_dalle;
 use crate::weights::kind::ModelKind;
 
 /// A model whose configs were read and checked, before there is an adapter.
 pub enum Opened {
     /// Stable Diffusion.
     StableDiffusion(Box<Checkpoint>),
+    /// DALL-E mini or mega.
+    Dalle(Box<DalleCheckpoint>),
 }
 
 impl Opened {
@@ -27,6 +32,11 @@ impl Opened {
                 let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
                 Ok((Self::StableDiffusion(Box::new(checkpoint)), hash))
             }
+            ModelKind::DalleMini => {
+                let path = args.model.as_deref().unwrap_or_else(|| Path::new(""));
+                let (checkpoint, hash) = open_dalle(path, args.vqgan.as_deref())?;
+                Ok((Self::Dalle(Box::new(checkpoint)), hash))
+            }
             kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
         }
     }
@@ -34,6 +44,7 @@ impl Opened {
     /// The system on `gpu`.
     pub fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
         match self {
+            Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;
                 Ok(Arc::new(StableDiffusion::new(gpu, *checkpoint, precision).with_tiling(tiling)))
@@ -42,10 +53,23 @@ impl Opened {
     }
 }
 
+/// A DALL-E by its built-in name or in a directory, and what its hash is made from.
+pub fn open_dalle(path: &Path, vqgan: Option<&Path>) -> Result<(DalleCheckpoint, HashSource)> {
+    #[cfg(feature = "embedded-model")]
+    if path.as_os_str() == embedded_dalle::NAME && !path.exists() {
+        return Ok((embedded_dalle::open()?, HashSource::Bytes(embedded_dalle::BART)));
+    }
+    let checkpoint = DalleCheckpoint::open(path, vqgan)?;
+    let hash = HashSource::Files(vec![checkpoint.file.clone().into()]);
+    Ok((checkpoint, hash))
+}
+
 /// The kind of a model by its built-in name or by its path.
-fn kind_of(model: &Path) -> Result<ModelKind> {
+pub fn kind_of(model: &Path) -> Result<ModelKind> {
     match model.to_str() {
         Some("emoji") if !model.exists() => Ok(ModelKind::StableDiffusion),
+        #[cfg(feature = "embedded-model")]
+        Some(embedded_dalle::NAME) if !model.exists() => Ok(ModelKind::DalleMini),
         _ => ModelKind::of(model),
     }
 }

@@ -29,7 +29,8 @@ pub fn split(vocabulary: u32, channels: u32, dtype: DType, limits: &Limits) -> O
     (rows > 0 && vocabulary.div_ceil(rows) <= RANGES).then_some(rows)
 }
 
-/// ids [B, T], positions [T, C], table ranges [split, C] -> y [B, T, C]. `None` when one row is too large for a binding.
+/// ids [B, T], positions [T.., C], table ranges [split, C] -> y [B, T, C]. Behind an id stands the position of its row's first
+/// token, 0 for a whole text. `None` when one row is too large for a binding.
 pub fn call(batch: u32, tokens: u32, channels: u32, split: u32, dtype: DType, limits: &Limits) -> Option<Call> {
     let (rows, width) = (u64::from(batch * tokens), vectors(channels));
     let row = u64::from(width) * vector_bytes(dtype);

@@ -63,7 +63,7 @@ pub struct Matrix {
     pub types: [DType; 3],
 }
 
-/// The uniform of `shaders/matrix_lanes.wgsl`, `shaders/matrix_texels.wgsl`, `shaders/matrix_tile.wgsl`, `shaders/matrix_coop.wgsl` and `shaders/matrix_reduce.wgsl`.
+/// The uniform of `shaders/matrix_lanes.wgsl`, `shaders/matrix_texels.wgsl`, `shaders/matrix_tile.wgsl`, `shaders/matrix_coop.wgsl`, `shaders/matrix_vector.wgsl` and `shaders/matrix_reduce.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -286,7 +286,7 @@ impl Matrix {
     }
 
     /// The parameters of one launch over everything.
-    fn params(&self) -> Params {
+    pub(super) fn params(&self) -> Params {
         assert!(self.second == 0 || self.kernel == [1, 1], "two inputs go with one tap: {self:?}");
         let [height, width] = if self.upsample { self.output } else { self.input };
         let slice = self.row_bias.unwrap_or(Slice { channels: self.outputs, first: 0 });

@@ -10,6 +10,7 @@
 use crate::tensor::DType;
 
 pub mod attention;
+pub mod attention_cache;
 pub mod attention_coop;
 pub mod attention_lanes;
 pub mod attention_shared;
@@ -30,14 +31,17 @@ pub mod matrix;
 pub mod matrix_lanes;
 pub mod matrix_reduce;
 pub mod matrix_tiles;
+pub mod matrix_vector;
 pub mod pixels;
 pub mod pool;
+pub mod put_row;
 pub mod resample;
 pub mod resampling;
 pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
 pub mod roof_half;
+pub mod sample_token;
 pub mod scheduler_step;
 pub mod sinusoid;
 pub mod template;
@@ -68,6 +72,7 @@ macro_rules! shaders {
 }
 
 shaders![
+    "attention_cache",
     "attention_coop",
     "attention_lanes",
     "attention_rows",
@@ -93,17 +98,20 @@ shaders![
     "matrix_rows",
     "matrix_texels",
     "matrix_tile",
+    "matrix_vector",
     "pair",
     "pixels",
     "pool",
     "resample",
     "prediction",
+    "put_row",
     "roof_coop",
     "roof_copy",
     "roof_fma",
     "rows_subgroup",
     "rows_workgroup",
     "roof_half",
+    "sample_token",
     "scheduler_step",
     "sinusoid",
 ];

@@ -1,8 +1,9 @@
 //! The attention layer: projections, the kernel over their heads, the output's projection. Part of [`super::nn`].
 
 use super::nn::{Linear, linear, padded, product, push};
-use crate::graph::{Graph, RowSource, Value};
-use crate::kernels::attention::{self, Attention};
+use crate::graph::{Graph, Operand, RowSource, Value};
+use crate::kernels::attention::{self, Attention, Bias};
+use crate::tensor::DType;
 use crate::weights::Weights;
 
 /// Attention heads. A head's width is stored padded to a multiple of four, with zeros.
@@ -35,13 +36,13 @@ impl Heads {
 /// The names and habits of an attention layer's projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Projections {
-    query: &'static str,
-    key: &'static str,
-    value: &'static str,
-    out: &'static str,
+    pub(super) query: &'static str,
+    pub(super) key: &'static str,
+    pub(super) value: &'static str,
+    pub(super) out: &'static str,
     /// Whether query, key and value have biases (the output always has).
-    bias: bool,
-    causal: bool,
+    pub(super) bias: bool,
+    pub(super) causal: bool,
 }
 
 /// A diffusers `Attention` of a transformer block.
@@ -81,9 +82,20 @@ pub fn attention(
             ((q, 0), (kv, [0, inner]))
         }
     };
-    let h = attend(g, w.path(), q, kv, heads, names.causal);
+    let h = attend(g, w.path(), q, kv, heads, Scores { causal: names.causal, ..Scores::default() });
     let out = Linear { residual: Some(residual), heads: Some(heads), ..Linear::new(heads.count * heads.width) };
     linear(g, &w.at(names.out), h, out)
+}
+
+/// What becomes of the scores before the softmax.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Scores {
+    /// Whether query i sees the keys 0..=i only.
+    pub causal: bool,
+    /// Whether they are not divided by the root of a head's width.
+    pub raw: bool,
+    /// What is added to them: [B or 1, heads or 1, T or 1, S] in f32.
+    pub bias: Option<Value>,
 }
 
 /// Queries, from the given channel on of [B, T, ..], attend to keys and values, from the given channels on of [B, S, ..], all
@@ -94,25 +106,35 @@ pub fn attend(
     (q, first): (Value, u32),
     (kv, [keys, values]): (Value, [u32; 2]),
     heads: Heads,
-    causal: bool,
+    scores: Scores,
 ) -> Value {
     let (to, from) = (g.shape(q), g.shape(kv));
     let dtype = g.precision();
+    let shared = scores.bias.map(|bias| {
+        let of = g.shape(bias);
+        let fits = |own: u32, all: u32| own == 1 || own == all;
+        let all = fits(of.batch, to.batch) && fits(of.height, heads.count) && fits(of.width, to.positions());
+        assert!(all && of.channels == from.positions(), "{label}: a bias {of} for {to} and {from}");
+        assert!(g.dtype(bias) == DType::F32, "{label}: a bias that is not in f32");
+        Bias { batch: of.batch > 1, heads: of.height > 1, queries: of.width > 1 }
+    });
     let config = Attention {
         batch: to.batch,
         queries: to.positions(),
         keys: from.positions(),
         heads: heads.count,
         width: heads.padded(),
-        scale: 1.0 / (heads.width as f32).sqrt(),
-        causal,
+        scale: if scores.raw { 1.0 } else { 1.0 / (heads.width as f32).sqrt() },
+        causal: scores.causal,
         query_channels: to.channels,
         key_channels: from.channels,
         offsets: [first, keys, values],
         dtype,
+        bias: shared,
     };
     let call = attention::call(&config, g.limits());
-    push(g, label, call, vec![q.into(), kv.into()], to.with_channels(heads.count * heads.padded()), dtype)
+    let inputs = [q, kv].into_iter().chain(scores.bias).map(Operand::from).collect();
+    push(g, label, call, inputs, to.with_channels(heads.count * heads.padded()), dtype)
 }
 
 /// x [B, T, C] -> queries [B, T, inner] of the attention at `w`.
@@ -126,7 +148,14 @@ pub fn keys_values(g: &mut Graph, w: &Weights<'_>, names: &Projections, context:
 }
 
 /// Several projections of x in one product, head-major, every head padded.
-fn projection(g: &mut Graph, w: &Weights<'_>, names: &Projections, parts: &[&str], x: Value, heads: Heads) -> Value {
+pub(super) fn projection(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    names: &Projections,
+    parts: &[&str],
+    x: Value,
+    heads: Heads,
+) -> Value {
     let (width, out) = (g.shape(x).channels, heads.count * heads.width);
     let rows: Vec<RowSource> = (0..parts.len() as u8).flat_map(|key| heads.rows(key)).collect();
     let shapes: [&[u32]; 2] = [&[out, width], &[out, width, 1, 1]];

@@ -1,16 +1,20 @@
 //! The networks, the layers they are made of, and the configs that describe them.
 
 mod attention;
+mod bart;
 pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
     pub mod vae;
+    pub mod vqgan;
 }
+mod embedding;
 /// From text vectors and noise to the intermediate product.
 pub mod generator {
     pub mod conditioning;
     pub mod context;
+    pub mod image_tokens;
     pub mod unet;
     mod unet_blocks;
 }
@@ -19,6 +23,7 @@ pub mod nn;
 mod resnet;
 /// From tokens to vectors.
 pub mod text {
+    pub mod bart;
     pub mod clip;
 }
 mod tokens;

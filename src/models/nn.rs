@@ -15,12 +15,12 @@ use crate::kernels::pool::{self, Pool};
 use crate::kernels::resample::Resample;
 use crate::kernels::resampling::{Resampling, Table};
 use crate::kernels::sinusoid::{self, Sinusoid};
-use crate::kernels::{Call, concat as concat_kernel, embed, matmul, resample as resample_kernel};
+use crate::kernels::{Call, concat as concat_kernel, embed, matmul, matrix_vector, resample as resample_kernel};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
 pub use super::attention::{
-    ADDED, AUTOENCODER, CLIP, DIFFUSERS, Heads, POOLING, Projections, attend, attention, keys_values, queries,
+    ADDED, AUTOENCODER, CLIP, DIFFUSERS, Heads, POOLING, Projections, Scores, attend, attention, keys_values, queries,
 };
 pub use super::linears::linears;
 pub(super) use super::linears::projected;
@@ -92,7 +92,7 @@ pub(super) fn padded(count: u32) -> Vec<Option<u32>> {
     (0..count.next_multiple_of(4)).map(|k| (k < count).then_some(k)).collect()
 }
 
-fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
+pub(super) fn vector(g: &mut Graph, w: &Weights<'_>, count: u32) -> WeightId {
     let key = w.claim(&[&[count]]);
     w.vector(g, vec![key], identity(count))
 }
@@ -121,7 +121,7 @@ pub(crate) fn push(
     }
 }
 
-/// Records a product, in two nodes where its sum is split; see [`push`].
+/// Records a product, in two nodes where its sum is split, or with the kernel for few rows; see [`push`].
 pub(super) fn push_product(
     g: &mut Graph,
     label: &str,
@@ -130,6 +130,9 @@ pub(super) fn push_product(
     shape: Shape,
 ) -> Value {
     let dtype = config.types[2];
+    if let Some(call) = matrix_vector::call(config, g.limits()) {
+        return g.push(label, call, operands.inputs(), shape, dtype);
+    }
     match config.call(g.limits()) {
         Some(Run { call, reduce: Some((partials, reduce)) }) => {
             let sums = Shape::tokens(partials.splits, partials.rows, partials.columns);
@@ -138,6 +141,14 @@ pub(super) fn push_product(
         }
         run => push(g, label, run.map(|run| run.call), operands.inputs(), shape, dtype),
     }
+}
+
+/// The first N of the `rows` outputs of a linear layer: x [.., K] -> [.., N].
+pub fn linear_part(g: &mut Graph, w: &Weights<'_>, x: Value, rows: u32, options: Linear) -> Value {
+    let depth = g.shape(x).channels;
+    let key = w.at("weight").claim(&[&[rows, depth]]);
+    let weight = w.matrix(g, vec![key], identity(options.out), padded(depth), 1);
+    product(g, w.path(), x, weight, None, options)
 }
 
 /// x [.., K] -> [.., N]; also a 1x1 convolution.

@@ -1,5 +1,7 @@
 //! The spines: one file for each system, prompt to picture, and what they share.
 
+pub mod dalle;
+mod dalle_stages;
 mod decode;
 mod denoise;
 mod denoiser;
@@ -9,6 +11,8 @@ pub mod stable_diffusion;
 mod stages;
 pub mod system;
 
+pub use dalle::Dalle;
+pub use dalle_stages::{DalleSettings, dalle_graphs};
 pub use decode::Tiling;
 pub use request::{Precision, Request, Settings};
 pub use stable_diffusion::{Generation, StableDiffusion};

@@ -46,6 +46,12 @@ impl TorchGenerator {
         values
     }
 
+    /// `torch.empty(n).exponential_()`: `n` exponentials of rate 1, each from a uniform of 53 bits (two words). It is what
+    /// `torch.multinomial` draws for one sample: of the quotients of probabilities and these the largest.
+    pub fn exponential(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| (-(-self.double_uniform()).ln_1p()) as f32).collect()
+    }
+
     fn uniform(&mut self) -> f32 {
         (self.word() & 0x00FF_FFFF) as f32 * (1.0 / 16_777_216.0)
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::dalle;
 use super::files::Files;
 use super::index::read_index;
 use crate::error::{Error, Result};
@@ -42,6 +43,9 @@ impl ModelKind {
     }
 
     fn of_directory(files: &Files) -> Result<Self> {
+        if dalle::is_dalle(files) {
+            return Ok(Self::DalleMini);
+        }
         let index = read_index(files)?;
         Ok(match index.class_name() {
             "UnCLIPPipeline" => Self::Karlo,

@@ -8,11 +8,16 @@ mod bytes;
 pub mod checkpoint;
 pub mod convert;
 pub mod cursor;
+pub mod dalle;
+pub mod dalle_keys;
 pub mod directory;
 #[cfg(feature = "embedded-model")]
 pub mod embedded;
+#[cfg(feature = "embedded-model")]
+pub mod embedded_dalle;
 pub mod file_source;
 mod files;
+pub mod flax;
 mod index;
 pub mod keys;
 pub mod kind;
@@ -36,6 +41,7 @@ use crate::tensor::DType;
 
 pub use cursor::{Claims, Weights};
 pub use file_source::FileSource;
+pub use flax::FlaxSource;
 pub use random::RandomSource;
 pub use shapes::ShapesSource;
 pub use tensor_file::TensorFile;

@@ -11,6 +11,7 @@ mod compare;
 mod conv2d;
 mod matmul;
 mod matrix;
+mod matrix_vector;
 mod norms;
 mod pointwise;
 mod pool;
@@ -20,6 +21,7 @@ mod rows;
 mod sampled;
 mod sizes;
 mod steps;
+mod tokens;
 mod tuning;
 
 use std::sync::OnceLock;
@@ -278,6 +280,7 @@ pub fn cases() -> Vec<Case> {
         conv2d::cases,
         matmul::cases,
         matrix::cases,
+        matrix_vector::cases,
         norms::cases,
         pointwise::cases,
         pool::cases,
@@ -285,6 +288,7 @@ pub fn cases() -> Vec<Case> {
         roofs::cases,
         rows::cases,
         steps::cases,
+        tokens::cases,
     ];
     let types = [DType::F32, DType::F16];
     all.iter().flat_map(|cases| types.iter().flat_map(|dtype| cases(*dtype))).collect()

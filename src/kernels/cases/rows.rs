@@ -13,6 +13,8 @@ struct Embed {
     tokens: u32,
     vocabulary: u32,
     channels: u32,
+    /// The position of the first token.
+    first: u32,
     dtype: DType,
 }
 
@@ -25,7 +27,7 @@ impl Embed {
         (
             (0..count).map(id).collect(),
             numbers("table", self.vocabulary as usize * width, self.dtype, 0.0, 1.0),
-            numbers("positions", self.tokens as usize * width, self.dtype, 0.5, 0.3),
+            numbers("positions", (self.first + self.tokens) as usize * width, self.dtype, 0.5, 0.3),
         )
     }
 }
@@ -34,7 +36,7 @@ impl Kernel for Embed {
     fn work(&self, limits: &Limits) -> Option<Work> {
         let (ids, table, positions) = self.numbers();
         let split = embed::split(self.vocabulary, self.channels, self.dtype, limits)?;
-        let words: Vec<u32> = ids.iter().flat_map(|id| [*id, 0, 0, 0]).collect();
+        let words: Vec<u32> = ids.iter().flat_map(|id| [*id, self.first, 0, 0]).collect();
         let mut tensors = vec![
             Tensor {
                 bytes: Some(bytemuck::cast_slice(&words).to_vec()),
@@ -55,7 +57,7 @@ impl Kernel for Embed {
     fn expected(&self) -> Vec<Expected> {
         let (ids, table, positions) = self.numbers();
         let width = self.channels as usize;
-        let values = embed::reference(&ids, &table, &positions, width);
+        let values = embed::reference(&ids, &table, &positions[self.first as usize * width..], width);
         // One sum in f32.
         let tolerances = values.iter().map(|value| EPS * value.abs()).collect();
         vec![Expected::new("y", self.dtype, values, tolerances)]
@@ -91,13 +93,20 @@ impl Kernel for Waves {
 }
 
 pub(super) fn cases(dtype: DType) -> Vec<Case> {
-    let embed =
-        |batch: u32, tokens: u32, vocabulary: u32, channels: u32| Embed { batch, tokens, vocabulary, channels, dtype };
+    let embed = |batch: u32, tokens: u32, vocabulary: u32, channels: u32| Embed {
+        batch,
+        tokens,
+        vocabulary,
+        channels,
+        first: 0,
+        dtype,
+    };
     let embeds = [
         ("CLIP", embed(1, 77, 600, 192)),
         ("every axis different", embed(3, 5, 131, 7)),
         ("one token", embed(1, 1, 1, 3)),
         ("many rows", embed(3, 77, 40, 12)),
+        ("a token of a sequence", Embed { first: 41, ..embed(2, 1, 90, 20) }),
     ];
     let embeds = embeds.into_iter().map(|(what, config)| Case::new("embed", what, dtype, config));
     let sinusoid = |inputs: u32, dim: u32, flip: bool, shift: f32, scale: f32, x: &[f32]| Waves {

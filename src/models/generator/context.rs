@@ -183,7 +183,7 @@ fn attention_pooling(g: &mut Graph, w: &Weights<'_>, x: Value, heads: Heads) -> 
     let q = nn::queries(g, w, &nn::POOLING, class, heads);
     let kv = nn::keys_values(g, w, &nn::POOLING, tokens, heads);
     let inner = heads.count * heads.padded();
-    nn::attend(g, w.path(), (q, 0), (kv, [0, inner]), heads, false)
+    nn::attend(g, w.path(), (q, 0), (kv, [0, inner]), heads, nn::Scores::default())
 }
 
 /// Which projections a layer reads the prompt with.

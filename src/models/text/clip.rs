@@ -1,9 +1,9 @@
 //! CLIP's text encoder (transformers `CLIPTextModel`, `CLIPTextModelWithProjection`).
 
-use crate::error::Error;
-use crate::graph::{Graph, Operand, Value};
-use crate::kernels::{elementwise, embed};
+use crate::graph::{Graph, Value};
+use crate::kernels::elementwise;
 use crate::models::config::{self, ClipConfig};
+use crate::models::embedding::embedding;
 use crate::models::nn::{self, Heads, Linear};
 use crate::weights::Weights;
 
@@ -70,30 +70,10 @@ pub fn clip(
 
 /// ids [B, T] -> token plus position vectors [B, T, C].
 fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -> Value {
-    let (vocabulary, channels) = (config.vocab_size as u32, config.hidden_size as u32);
-    let shape = g.shape(ids);
-    let dtype = g.precision();
-    let table = w.at("token_embedding.weight");
-    table.claim(&[&[vocabulary, channels]]);
-    let split = embed::split(vocabulary, channels, dtype, g.limits()).unwrap_or_else(|| {
-        g.fail(
-            Error::new("the token table is larger than this adapter's bindings")
-                .at(table.path())
-                .expected(format!("at most {} bindings of {} bytes", embed::RANGES, g.limits().binding))
-                .found(format!("[{vocabulary}, {channels}]")),
-        );
-        vocabulary
-    });
-    let ranges: Vec<Operand> = (0..vocabulary.div_ceil(split))
-        .map(|range| table.table(g, range * split, split.min(vocabulary - range * split), channels, dtype).into())
-        .collect();
-    let places = w.at("position_embedding.weight");
-    places.claim(&[&[config.max_positions as u32, channels]]);
-    let places = places.table(g, 0, config.max_positions as u32, channels, dtype);
-    let mut inputs = vec![ids.into(), places.into()];
-    inputs.extend((0..embed::RANGES as usize).map(|range| ranges[range.min(ranges.len() - 1)]));
-    let call = embed::call(shape.batch, shape.height, channels, split, dtype, g.limits());
-    nn::push(g, w.path(), call, inputs, shape.with_channels(channels), dtype)
+    let channels = config.hidden_size as u32;
+    let table = (&w.at("token_embedding.weight"), config.vocab_size as u32);
+    let places = (&w.at("position_embedding.weight"), config.max_positions as u32);
+    embedding(g, w.path(), table, places, channels, ids)
 }
 
 fn activation(config: &ClipConfig) -> elementwise::Activation {
