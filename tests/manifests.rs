@@ -170,6 +170,7 @@ fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
                 ClassEmbedding::Identity => g.input("class", row(config.time_embed_dim), DType::F16),
                 _ => g.input("class", row(1), DType::F32),
             }),
+            mask: None,
         };
         let prompt = PromptVectors {
             text: config.text_width().map(|width| g.input("context", Shape::tokens(2, 77, width as u32), DType::F16)),

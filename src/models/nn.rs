@@ -25,7 +25,7 @@ pub use super::attention::{
 pub use super::linears::linears;
 pub(super) use super::linears::projected;
 pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
-pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean};
+pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean, pad_zeros};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
