@@ -16,7 +16,7 @@ pub(super) fn parts(outputs: u32, bytes: u64, limits: &Limits) -> Vec<Range<u32>
     let panels = outputs.div_ceil(PANEL);
     let most = limits.binding.checked_div(u64::from(PANEL) * bytes).unwrap_or(u64::MAX);
     if most == 0 || most >= u64::from(panels) {
-        return vec![0..outputs];
+        return std::iter::once(0..outputs).collect();
     }
     let step = PANEL * panels.div_ceil(panels.div_ceil(most as u32));
     (0..outputs.div_ceil(step)).map(|part| part * step..((part + 1) * step).min(outputs)).collect()

@@ -10,8 +10,8 @@ use crate::models::config::{Block, BlockKind, MidBlock, MidKind, UnetConfig};
 pub use crate::models::generator::conditioning::Conditioning;
 use crate::models::generator::conditioning::{TimeEmbedding, time_embedding};
 use crate::models::generator::context::{TextKeys, block_heads, mid_heads};
-use crate::models::generator::unet_blocks::{added_attention, self_attention, transformer};
-use crate::models::nn::{self, Conv, Norm, Resize, Resnet, ResnetBlock};
+use crate::models::generator::unet_blocks::{Added, added_attention, self_attention, transformer};
+use crate::models::nn::{self, Conv, Heads, Norm, Resize, Resnet, ResnetBlock};
 use crate::weights::Weights;
 
 /// sample [B, H, W, C] -> prediction [B, H, W, C']. Where convolutions change the size, H and W need not be even; where
@@ -241,7 +241,7 @@ impl Unet<'_, '_> {
                 transformer(self.g, w, config, x, text, heads, block.transformer_layers[layer])
             }
             BlockKind::SimpleCrossAttention => {
-                added_attention(self.g, w, config, x, text, heads, block.only_cross_attention, self.mask)
+                added_attention(self.g, w, config, x, text, self.added(heads, block.only_cross_attention))
             }
             BlockKind::SelfAttention { .. } => {
                 self_attention(self.g, w, config, x, Some(config.norm_num_groups), heads, 1.0)
@@ -251,13 +251,17 @@ impl Unet<'_, '_> {
         y
     }
 
+    fn added(&self, heads: Heads, only_cross: bool) -> Added {
+        Added { heads, only_cross, mask: self.mask }
+    }
+
     fn middle_attention(&mut self, w: &Weights<'_>, x: Value, mid: MidBlock) -> Value {
         let (config, text, heads) = (self.config, self.text, mid_heads(self.config, mid.head_count));
         let y = match mid.kind {
             MidKind::Resnets(_) => return x,
             MidKind::CrossAttention => transformer(self.g, w, config, x, text, heads, mid.transformer_layers),
             MidKind::SimpleCrossAttention => {
-                added_attention(self.g, w, config, x, text, heads, mid.only_cross_attention, self.mask)
+                added_attention(self.g, w, config, x, text, self.added(heads, mid.only_cross_attention))
             }
             MidKind::SelfAttention { groups } => {
                 self_attention(self.g, w, config, x, groups, heads, config.mid_scale as f32)

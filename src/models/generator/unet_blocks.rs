@@ -54,18 +54,26 @@ fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, text: &TextKeys, 
     x
 }
 
-/// x [B, H, W, C] -> [B, H, W, C]: attention to the text and, unless `only_cross`, behind it to the picture itself
-/// (diffusers `AttnAddedKVProcessor`). `mask` is added to the scores of the text.
-#[expect(clippy::too_many_arguments)]
+/// An attention to text and picture at once.
+#[derive(Clone, Copy)]
+pub(super) struct Added {
+    /// Its heads.
+    pub heads: Heads,
+    /// Whether it sees the text alone.
+    pub only_cross: bool,
+    /// Added to the scores of the text [B, 1, 1, T].
+    pub mask: Option<Value>,
+}
+
+/// x [B, H, W, C] -> [B, H, W, C]: attention to the text and behind it to the picture itself (diffusers
+/// `AttnAddedKVProcessor`).
 pub(super) fn added_attention(
     g: &mut Graph,
     w: &Weights<'_>,
     config: &UnetConfig,
     x: Value,
     text: &TextKeys,
-    heads: Heads,
-    only_cross: bool,
-    mask: Option<Value>,
+    Added { heads, only_cross, mask }: Added,
 ) -> Value {
     let Some(text) = text.at(g, w.path()) else { return x };
     let h = nn::group_norm(g, &w.at("group_norm"), x, config.norm_num_groups as u32, ADDED_NORM_EPS, false);
