@@ -1,4 +1,4 @@
-// out[i, h] = sum_j softmax_j(scale q[i, h] . k[j, h]) v[j, h]: attention with the running maximum and sum of Milakov and Gimelshein (2018, arXiv 1805.02867), so that scores are never stored.
+// out[i, h] = sum_j softmax_j(scale q[i, h] . k[j, h] + bias[h, i, j]) v[j, h], bias where BIAS is 1: attention with the running maximum and sum of Milakov and Gimelshein (2018, arXiv 1805.02867), so that scores are never stored.
 // **Shapes** q [B][TQ][query4], kv [B][TK][key4], out [B][TQ][HEADS * D4], in vectors of four; head h of q, k and v starts at vector q_offset, k_offset and v_offset + h * D4 of its row.
 // **Grid** a workgroup of 8 lanes owns 8 * QUERIES neighbouring queries (x) of one head of one batch element (y): see attention_rows, which follows.
 // **Host** takes this one for CPU adapters that read storage buffers in vectors (see matrix_lanes). TQ and TK are at least 1; the masked keys of a row are the last ones.
@@ -20,12 +20,21 @@ struct Params {
   scale: f32, // times log2(e)
   first_query: u32,
   end_query: u32,
+  //@for b in BIAS
+  bias_batch: u32, // numbers from one to the next, 0 where all share
+  bias_head: u32,
+  bias_query: u32,
+  bias_base: u32,
+  //@end
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<InVec>; // [B][TQ][query4]
 @group(0) @binding(2) var<storage, read> kv: array<InVec>; // [B][TK][key4]
-@group(0) @binding(3) var<storage, read_write> out: array<OutVec>; // [B][TQ][heads * D4]
+//@for b in BIAS
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // [B or 1][heads or 1][TQ or 1][keys4 * 4]
+//@end
+@group(0) @binding({OUT}) var<storage, read_write> out: array<OutVec>; // [B][TQ][heads * D4]
 
 fn fetch_q(i: u32) -> vec4<f32> {
   return load_in(q[i]);

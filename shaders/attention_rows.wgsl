@@ -4,6 +4,13 @@
 // **Host** appends this, its lines between //@for and //@end repeated, to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < KEYS.
 // **Numbers** as in those two. Everything that a lane keeps has a name of its own: not every release of Mesa unrolls loops over arrays of this size, and only unrolled ones stay in registers.
 
+//@for b in BIAS
+// Times log2(e), as the scores; never so low that a row of which everything is hidden would lose its weights.
+fn bias_of(row: u32, key: u32) -> f32 {
+  return max(bias[row + min(key, params.keys - 1u)] * 1.4426950408889634, -1e29);
+}
+//@end
+
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let batch = params.first_batch + group.y / params.heads;
@@ -48,6 +55,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //@end
     //@end
     //@for r in QUERIES
+    //@for b in BIAS
+    let bias_{r} = batch * params.bias_batch + head * params.bias_head + row_{r} * params.bias_query - params.bias_base;
+    //@for j in KEYS
+    score_{r}_{j} += bias_of(bias_{r}, key + {j}u);
+    //@end
+    //@end
     let visible_{r} = select(params.keys, min(params.keys, first + {r}u * 8u + lane + 1u), params.causal == 1u);
     var peak_{r} = highest_{r};
     //@for j in KEYS

@@ -1,4 +1,4 @@
-// out[i, h] = sum_j softmax_j(scale q[i, h] . k[j, h]) v[j, h]: attention with the running maximum and sum of Milakov and Gimelshein (2018, arXiv 1805.02867), so that scores are never stored.
+// out[i, h] = sum_j softmax_j(scale q[i, h] . k[j, h] + bias[h, i, j]) v[j, h], bias where BIAS is 1: attention with the running maximum and sum of Milakov and Gimelshein (2018, arXiv 1805.02867), so that scores are never stored.
 // **Shapes** q [B][TQ][query4], kv [B][TK][key4], out [B][TQ][HEADS * D4], in vectors of four; head h of q, k and v starts at vector q_offset, k_offset and v_offset + h * D4 of its row.
 // **Grid** a workgroup of 16 x 8 invocations owns 16 * ROWS queries (x) of one head of one batch element (y) and takes 32 keys at a time; an invocation owns ROWS queries with every eighth of the keys, then with every eighth of the output vectors.
 // **Host** gives ROWS so that ROWS * VECTORS output vectors fit into registers, VECTORS = ceil(D4 / 8). TQ and TK are at least 1; the masked keys of a row are the last ones.
@@ -20,12 +20,21 @@ struct Params {
   scale: f32, // times log2(e)
   first_query: u32,
   end_query: u32,
+  //@for b in BIAS
+  bias_batch: u32, // numbers from one to the next, 0 where all share
+  bias_head: u32,
+  bias_query: u32,
+  bias_base: u32,
+  //@end
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<InVec>; // [B][TQ][query4]
 @group(0) @binding(2) var<storage, read> kv: array<InVec>; // [B][TK][key4]
-@group(0) @binding(3) var<storage, read_write> out: array<OutVec>; // [B][TQ][heads * D4]
+//@for b in BIAS
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // [B or 1][heads or 1][TQ or 1][keys4 * 4]
+//@end
+@group(0) @binding({OUT}) var<storage, read_write> out: array<OutVec>; // [B][TQ][heads * D4]
 
 const QUERIES: u32 = 16u * ROWS;
 const MASKED: f32 = -1e30;
@@ -33,6 +42,13 @@ const MASKED: f32 = -1e30;
 var<workgroup> tile_q: array<vec4<f32>, 4u * QUERIES>; // [4 vectors][QUERIES]
 var<workgroup> tile_k: array<vec4<f32>, 128>; // [4 vectors][32 keys]
 var<workgroup> scores: array<vec4<f32>, 8u * QUERIES>; // [8 vectors of keys][QUERIES]: key v * 4 + lane of vector v
+
+//@for b in BIAS
+// Times log2(e), as the scores; never so low that a row of which everything is hidden would lose its weights.
+fn bias_of(row: u32, key: u32) -> f32 {
+  return max(bias[row + min(key, params.keys - 1u)] * 1.4426950408889634, -1e29);
+}
+//@end
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -87,6 +103,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let query = first + r * 16u + line;
       let visible = select(params.keys, min(params.keys, query + 1u), params.causal == 1u);
       let at = vec4<u32>(key + lane * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+      //@for b in BIAS
+      let bias_row = batch * params.bias_batch + head * params.bias_head + min(query, params.end_query - 1u) * params.bias_query - params.bias_base;
+      dots[r] += vec4<f32>(bias_of(bias_row, at.x), bias_of(bias_row, at.y), bias_of(bias_row, at.z), bias_of(bias_row, at.w));
+      //@end
       dots[r] = select(vec4<f32>(MASKED), dots[r], at < vec4<u32>(visible));
       scores[lane * QUERIES + r * 16u + line] = dots[r];
     }

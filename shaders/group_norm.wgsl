@@ -1,8 +1,8 @@
-// y = act((x - mean) * weight / sqrt(variance + eps) + bias), the second part of GroupNorm (arXiv:1803.08494), SiLU where SILU is 1.
-// **Shapes** x = [a | b] [B, P, C4] (pair.wgsl); partials [B, groups, chunks]: mean, M2, count, 0; weight, bias [C4]; y [B, P, C4].
+// y = act(n * (1 + scale) + shift), n = (x - mean) * weight / sqrt(variance + eps) + bias: the second part of GroupNorm (arXiv:1803.08494).
+// **Shapes** x = [a | b] [B, P, C4] (pair.wgsl); partials [B, groups, chunks]: mean, M2, count, 0; weight, bias [C4]; modulation [B, modulation_width] where MODULATED; y [B, P, C4].
 // **Grid** x: tiles of columns, whole groups each; y: the blocks of rows of this launch. 256 invocations, strip = a row of the tile at a time.
-// **Host** as for group_norm_stats; members * share <= 256; the pad channels of weight and bias are zero, so pad channels stay zero.
-// **Numbers** f32; chunks by Chan's rule; the mean is subtracted before scaling, so that a large mean does not cancel afterwards.
+// **Host** as for group_norm_stats; members * share <= 256; the pad channels of weight, bias, scale and shift are zero, so pad channels stay zero.
+// **Numbers** f32; chunks by Chan's rule; the mean is subtracted before scaling, so that a large mean does not cancel; erf in GELU as in elementwise.wgsl.
 
 struct Params {
     positions: u32,   // P
@@ -25,6 +25,10 @@ struct Params {
     share: u32,       // invocations that combine the partials of one group
     eps: f32,
     y_base: u32,
+    modulation_width: u32, // vectors of a row of modulation
+    scale_first: u32,      // the first of them that scales, and that shifts
+    shift_first: u32,
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,7 +37,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read> partials: array<vec4<f32>>;   // [B, groups, chunks]
 @group(0) @binding(4) var<storage, read> weight: array<vec4<f32>>;     // [C4]
 @group(0) @binding(5) var<storage, read> bias: array<vec4<f32>>;       // [C4]
-@group(0) @binding(6) var<storage, read_write> y: array<YVec>;         // [B, P, C4]
+//@for i in MODULATED
+@group(0) @binding(6) var<storage, read> modulation: array<vec4<f32>>; // [B, modulation_width]
+//@end
+@group(0) @binding({LAST}) var<storage, read_write> y: array<YVec>;    // [B, P, C4]
 
 var<workgroup> shared_part: array<vec4<f32>, 256>;  // [members, share]: mean, M2, count
 var<workgroup> shared_norm: array<vec2<f32>, 256>;  // [members]: mean, 1 / sqrt(variance + eps)
@@ -67,6 +74,15 @@ fn combine_shares(member: u32) -> vec2<f32> {
     return vec2<f32>(mean, 1.0 / sqrt(spread / count + params.eps));
 }
 
+//@for i in GELU
+fn gelu(x: vec4<f32>) -> vec4<f32> {
+    let v = abs(x) * 0.70710678;
+    let t = 1.0 / (1.0 + 0.3275911 * v);
+    let p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
+    return 0.5 * x * (1.0 + sign(x) * (1.0 - p * exp(-v * v)));
+}
+//@end
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let image = (params.first + group.y) / params.blocks;
@@ -95,8 +111,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let r = shared_norm[own.z];
     let s = shared_norm[own.w];
     let mean = vec4<f32>(p.x, q.x, r.x, s.x);
-    let scale = vec4<f32>(p.y, q.y, r.y, s.y) * weight[column];
-    let shift = bias[column];
+    var scale = vec4<f32>(p.y, q.y, r.y, s.y) * weight[column];
+    var shift = bias[column];
+    //@for i in MODULATED
+    let more = 1.0 + modulation[image * params.modulation_width + params.scale_first + column];
+    scale *= more;
+    shift = shift * more + modulation[image * params.modulation_width + params.shift_first + column];
+    //@end
     for (var row = begin + strip; row < end; row += 4u * params.strips) {
         // All loads before the first store, which a driver must not move them over.
         var v: array<vec4<f32>, 4>;
@@ -109,6 +130,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (SILU == 1u) {
                 n = n / (1.0 + exp(-n));
             }
+            //@for i in GELU
+            n = gelu(n);
+            //@end
             if (at < end) {
                 y[at * params.width + column - params.y_base] = store_y(n);
             }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use naga::AddressSpace;
 
-use scumble::kernels::attention::{Attention, Params, Plan, call_with};
+use scumble::kernels::attention::{Attention, Bias, Params, Plan, call_with};
 use scumble::kernels::{KernelSet, Limits, Variant};
 use scumble::tensor::DType;
 
@@ -30,6 +30,7 @@ fn attentions() -> Vec<Attention> {
                     key_channels: 4 * width,
                     offsets: [0, 0, 2 * width],
                     dtype,
+                    bias: None,
                 });
             }
         }
@@ -72,8 +73,12 @@ fn check(variant: &Variant, limits: &Limits) {
 #[test]
 fn every_plan_is_valid() {
     let mut seen = HashSet::new();
+    let biased = |case: Attention| {
+        let own = Bias { batch: true, heads: true, queries: true };
+        [case, Attention { bias: Some(own), ..case }]
+    };
     for limits in adapters() {
-        for case in attentions() {
+        for case in attentions().into_iter().flat_map(biased) {
             let plans = case.candidates(&limits);
             assert!(!plans.is_empty() && plans.len() <= 16, "{case:?}: {} candidates", plans.len());
             for index in 0..plans.len() {

@@ -28,6 +28,7 @@ fn fused(batch: u32, tokens: u32, heads: u32, width: u32) -> Attention {
         key_channels: 3 * inner,
         offsets: [0, inner, 2 * inner],
         dtype: DType::F32,
+        bias: None,
     }
 }
 

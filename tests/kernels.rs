@@ -66,8 +66,19 @@ fn with_the_shaders_of_the_other_kind_of_adapter() {
 }
 
 /// Kernels that cut their work into dispatches over bound parts of their tensors.
-const BANDED: [&str; 10] =
-    ["attention", "concat", "conv2d", "elementwise", "embed", "group_norm", "layer_norm", "matmul", "pixels", "resample"];
+const BANDED: [&str; 11] = [
+    "attention",
+    "concat",
+    "conv2d",
+    "elementwise",
+    "embed",
+    "group_norm",
+    "layer_norm",
+    "matmul",
+    "pixels",
+    "pool",
+    "resample",
+];
 
 #[test]
 fn in_bands_the_same_to_the_bit() {

@@ -9,9 +9,9 @@ use std::path::Path;
 use scumble::error::{Error, Result};
 use scumble::graph::{Graph, Shape};
 use scumble::kernels::Limits;
-use scumble::models::config::{ClipConfig, UnetConfig, VaeConfig};
+use scumble::models::config::{ClassEmbedding, ClipConfig, UnetConfig, VaeConfig};
 use scumble::models::decoder::vae;
-use scumble::models::generator::context;
+use scumble::models::generator::context::{self, PromptVectors};
 use scumble::models::generator::unet::{self, Conditioning};
 use scumble::models::text::clip::{self, Take};
 use scumble::tensor::DType;
@@ -68,6 +68,61 @@ fn x4_unet() -> UnetConfig {
     }))
 }
 
+/// DeepFloyd IF's first stage; M, L and XL have 192, 320 and 704 channels on the first level.
+fn if_unet(channels: u32) -> UnetConfig {
+    pixel_unet(&json!({
+        "act_fn": "gelu", "addition_embed_type": "text", "addition_embed_type_num_heads": 64,
+        "block_out_channels": [channels, 2 * channels, 3 * channels, 4 * channels],
+        "cross_attention_dim": 4 * channels, "cross_attention_norm": "group_norm", "encoder_hid_dim": 4096,
+        "encoder_hid_dim_type": "text_proj", "in_channels": 3, "out_channels": 6, "resnet_skip_time_act": false,
+        "time_embedding_act_fn": null, "timestep_post_act": null,
+    }))
+}
+
+/// What the UNets of IF, Karlo and Kandinsky have in common.
+fn pixel_unet(more: &Value) -> UnetConfig {
+    let mut config = json!({
+        "act_fn": "silu", "attention_head_dim": 64, "block_out_channels": [320, 640, 960, 1280], "center_input_sample": false,
+        "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D",
+            "SimpleCrossAttnDownBlock2D"],
+        "layers_per_block": 3, "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "only_cross_attention": false,
+        "resnet_time_scale_shift": "scale_shift", "sample_size": 64,
+        "up_block_types": ["SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D",
+            "ResnetUpsampleBlock2D"],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    UnetConfig::from_json(&config, "unet/config.json").unwrap()
+}
+
+fn karlo_decoder() -> UnetConfig {
+    pixel_unet(&json!({
+        "class_embed_type": "identity", "cross_attention_dim": 1536, "in_channels": 3, "out_channels": 6,
+    }))
+}
+
+fn karlo_super_resolution() -> UnetConfig {
+    let config = json!({
+        "_class_name": "UNet2DModel", "act_fn": "silu", "add_attention": false, "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 960, 1280],
+        "down_block_types": ["ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D",
+            "ResnetDownsampleBlock2D"],
+        "in_channels": 6, "layers_per_block": 3, "out_channels": 3, "resnet_time_scale_shift": "default",
+        "sample_size": 256,
+        "up_block_types": ["ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D",
+            "ResnetUpsampleBlock2D"],
+    });
+    UnetConfig::from_json(&config, "super_res_first/config.json").unwrap()
+}
+
+fn kandinsky_decoder() -> UnetConfig {
+    pixel_unet(&json!({
+        "addition_embed_type": "image", "block_out_channels": [384, 768, 1152, 1536], "cross_attention_dim": 768,
+        "encoder_hid_dim": 1280, "encoder_hid_dim_type": "image_proj", "in_channels": 4, "out_channels": 8,
+    }))
+}
+
 fn decoder() -> VaeConfig {
     let config = json!({
         "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
@@ -111,10 +166,17 @@ fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
             pooled: pooled.map(|width| g.input("pooled", row(width), DType::F16)),
             sizes: pooled.map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: None,
-            class: config.class.map(|_| g.input("class", row(1), DType::F32)),
+            class: config.class.map(|class| match class {
+                ClassEmbedding::Identity => g.input("class", row(config.time_embed_dim), DType::F16),
+                _ => g.input("class", row(1), DType::F32),
+            }),
         };
-        let context = g.input("context", Shape::tokens(2, 77, config.cross_attention_dim as u32), DType::F16);
-        let text = context::text_keys(g, w, config, context);
+        let prompt = PromptVectors {
+            text: config.text_width().map(|width| g.input("context", Shape::tokens(2, 77, width as u32), DType::F16)),
+            image: config.image_width().map(|width| g.input("image", row(width), DType::F16)),
+            pooled: None,
+        };
+        let text = context::text_keys(g, w, config, prompt);
         let prediction = unet::unet(g, w, config, sample, given, &text);
         assert_eq!(g.shape(prediction), g.shape(sample).with_channels(config.out_channels as u32));
     })
@@ -147,6 +209,11 @@ fn unets_take_every_published_tensor() {
     build_unet(manifest("SD2.1_UNet_768px_96x96"), &sd2_unet()).unwrap();
     build_unet(manifest("SDXL_base_UNet_1024px"), &sdxl_unet()).unwrap();
     build_unet(manifest("SD_x4_upscaler_UNet_256_1024_lat_256x256"), &x4_unet()).unwrap();
+    build_unet(manifest("IF_I_M_UNet_64px"), &if_unet(192)).unwrap();
+    build_unet(manifest("IF_I_L_UNet_64px"), &if_unet(320)).unwrap();
+    build_unet(manifest("Karlo_decoder_UNet_64px"), &karlo_decoder()).unwrap();
+    build_unet(manifest("Karlo_SR_UNet_each_of_2_256px"), &karlo_super_resolution()).unwrap();
+    build_unet(manifest("Kandinsky2.2_decoder_UNet_512px_64x64"), &kandinsky_decoder()).unwrap();
 }
 
 #[test]

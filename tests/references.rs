@@ -150,10 +150,11 @@ fn group(golden: &Golden<'_>) {
         second: 0,
         groups: golden.number("groups") as u32,
         eps: golden.number("eps") as f32,
-        silu: golden.flag("silu"),
+        modulation: None,
+        activation: if golden.flag("silu") { Activation::Silu } else { Activation::None },
         dtype: DType::F32,
     };
-    let got = group_norm::reference(&config, &golden.picture("x"), &golden.get("weight"), &golden.get("bias"));
+    let got = group_norm::reference(&config, &golden.picture("x"), &golden.get("weight"), &golden.get("bias"), &[]);
     golden.expect(&got, &golden.picture("y"));
 }
 
@@ -185,6 +186,7 @@ fn heads(batch: u32, queries: u32, keys: u32, heads: u32, inner: u32) -> Attenti
         key_channels: 2 * inner,
         offsets: [0, 0, inner],
         dtype: DType::F32,
+        bias: None,
     }
 }
 

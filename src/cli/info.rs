@@ -10,7 +10,7 @@ use crate::cli::{dalle_info, painter, print_line, tune};
 use crate::error::Result;
 use crate::gpu::{self, AdapterSummary};
 use crate::kernels::Limits;
-use crate::models::config::{Activation, ClipConfig, UnetConfig, VaeConfig};
+use crate::models::config::{Activation, Block, ClipConfig, UnetConfig, VaeConfig};
 use crate::pipelines::inspect::{self, StageMemory};
 use crate::pipelines::{Request, Settings, Tiling};
 use crate::sampling::PredictionType;
@@ -139,12 +139,13 @@ fn clip(config: &ClipConfig) -> String {
 }
 
 fn unet(config: &UnetConfig) -> String {
+    let of = |number: fn(&Block) -> usize| -> Vec<usize> { config.down.iter().map(number).collect() };
     let mut text = format!(
         "channels {}, {} resnets a level, heads {}, transformer blocks {}, cross-attention to {}, latent channels {}",
         list(&config.block_out_channels),
-        list(&config.layers_per_block),
-        list(&config.head_count),
-        config.down_transformer_layers.iter().map(|level| list(level)).collect::<Vec<_>>().join("; "),
+        list(&of(|block| block.layers)),
+        list(&of(|block| block.head_count)),
+        config.down.iter().map(|block| list(&block.transformer_layers)).collect::<Vec<_>>().join("; "),
         config.cross_attention_dim,
         config.in_channels
     );

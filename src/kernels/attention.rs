@@ -37,8 +37,23 @@ pub struct Attention {
     pub key_channels: u32,
     /// First channel of the queries, the keys and the values in their rows, multiples of four.
     pub offsets: [u32; 3],
-    /// How everything is stored.
+    /// How everything but the bias is stored.
     pub dtype: DType,
+    /// What is added to the scores.
+    pub bias: Option<Bias>,
+}
+
+/// A third input in f32 that is added to the scaled scores: [B or 1, heads or 1, TQ or 1, TK], as a value of that batch,
+/// height, width and channels. It hides keys (large negative numbers) or tells positions. A row of which every key is
+/// hidden by the same large number weighs all alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bias {
+    /// Whether batch elements have their own.
+    pub batch: bool,
+    /// Whether heads have their own.
+    pub heads: bool,
+    /// Whether queries have their own.
+    pub queries: bool,
 }
 
 /// One way to run an attention.
@@ -85,6 +100,10 @@ pub struct Params {
     scale: f32,
     first_query: u32,
     end_query: u32,
+    bias_batch: u32,
+    bias_head: u32,
+    bias_query: u32,
+    bias_base: u32,
 }
 
 impl Attention {
@@ -120,7 +139,7 @@ impl Attention {
             return vec![Plan::Lanes];
         }
         let mut plans = Vec::new();
-        if limits.kernels == KernelSet::Cooperative {
+        if limits.kernels == KernelSet::Cooperative && self.bias.is_none() {
             plans.extend(Cooperative::plans(self, limits).into_iter().map(Plan::Cooperative));
         }
         plans.extend(Shared::plans(self, limits).into_iter().map(Plan::Shared));
@@ -129,6 +148,15 @@ impl Attention {
     }
 
     fn variant(&self, plan: &Plan, limits: &Limits) -> Variant {
+        let mut variant = self.plain_variant(plan, limits);
+        if !matches!(plan, Plan::Cooperative(_)) {
+            let bias = u32::from(self.bias.is_some());
+            variant.constants.extend([("BIAS", bias), ("OUT", 3 + bias)]);
+        }
+        variant
+    }
+
+    fn plain_variant(&self, plan: &Plan, limits: &Limits) -> Variant {
         let vectors = self.width / 4;
         match plan {
             Plan::Lanes => attention_lanes::variant(self, limits),
@@ -141,6 +169,21 @@ impl Attention {
             Plan::Shared(plan) => plan.variant(self.width, self.dtype),
             Plan::Cooperative(plan) => plan.variant(self.width),
         }
+    }
+
+    /// Numbers of the bias from one batch element, head and query to the next, 0 where all share, and all of its bytes.
+    fn bias_strides(&self) -> ([u32; 3], u64) {
+        let Some(bias) = self.bias else { return ([0; 3], 0) };
+        let mut next = 4 * vectors(self.keys);
+        let mut stride = |own: bool, count: u32| {
+            let stride = if own { next } else { 0 };
+            next *= if own { count } else { 1 };
+            stride
+        };
+        let query = stride(bias.queries, self.queries);
+        let head = stride(bias.heads, self.heads);
+        let batch = stride(bias.batch, self.batch);
+        ([batch, head, query], 4 * u64::from(next))
     }
 
     /// What the queries of `band`, the keys and the outputs bind.
@@ -190,6 +233,7 @@ impl Attention {
         let spans = self.spans(band, limits);
         let [q_offset, k_offset, v_offset] = self.offsets.map(|offset| offset / 4);
         let [first_query, end_query] = [band.queries.0, band.queries.1].map(|query| query as u32);
+        let [bias_batch, bias_head, bias_query] = self.bias_strides().0;
         let params = Params {
             queries: self.queries,
             keys: self.keys,
@@ -207,22 +251,33 @@ impl Attention {
             scale: self.scale * std::f32::consts::LOG2_E,
             first_query,
             end_query,
+            bias_batch,
+            bias_head,
+            bias_query,
+            bias_base: 0,
         };
+        let mut ranges: Vec<_> = spans.iter().map(|part| Some((part.offset, part.size))).collect();
+        if self.bias.is_some() {
+            ranges.insert(2, None);
+        }
         let elements = (band.batch.1 - band.batch.0) as u32;
         Launch {
             params: bytemuck::bytes_of(&params).to_vec(),
             workgroups: [(end_query - first_query).div_ceil(tile), elements * self.heads, 1],
-            ranges: spans.iter().map(|part| Some((part.offset, part.size))).collect(),
+            ranges,
         }
     }
 
-    /// The dispatches of `plan`. `None` when the keys of one batch element are larger than a binding.
+    /// The dispatches of `plan`. `None` when the keys of one batch element or the bias are larger than a binding.
     ///
     /// # Panics
     /// When the head width or an offset is no multiple of four.
     pub fn run_as(&self, plan: &Plan, limits: &Limits) -> Option<Call> {
         let aligned = self.width.is_multiple_of(4) && self.offsets.iter().all(|offset| offset.is_multiple_of(4));
         assert!(aligned, "attention needs head widths and offsets that are multiples of four: {self:?}");
+        if self.bias_strides().1 > limits.binding {
+            return None;
+        }
         let tile = self.tile(plan, limits);
         let launches = self.bands(tile, limits)?.iter().map(|band| self.launch(band, tile, limits)).collect();
         let rows = u64::from(self.batch) * (2 * u64::from(self.queries) + 2 * u64::from(self.keys));
@@ -230,8 +285,18 @@ impl Attention {
         Some(Call { variant: self.variant(plan, limits), launches, flops: self.flops(), bytes })
     }
 
-    /// The same in f64: q [B, TQ, query_channels], kv [B, TK, key_channels] -> [B, TQ, heads * width].
+    /// The same in f64: q [B, TQ, query_channels], kv [B, TK, key_channels] -> [B, TQ, heads * width]. Without a bias.
     pub fn reference(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
+        self.biased_reference(q, kv, &|_, _, _, _| 0.0)
+    }
+
+    /// The same with the bias of a batch element, a head, a query and a key.
+    pub fn biased_reference(
+        &self,
+        q: &[f64],
+        kv: &[f64],
+        bias: &dyn Fn(usize, usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
         let (width, heads) = (self.width as usize, self.heads as usize);
         let [q_offset, k_offset, v_offset] = self.offsets.map(|offset| offset as usize);
         let mut out = Vec::new();
@@ -245,7 +310,8 @@ impl Attention {
                     &kv[(batch * self.keys as usize + key) * self.key_channels as usize + at(offset)..][..width]
                 };
                 let dot = |key: usize| wanted.iter().zip(part(key, k_offset)).map(|(a, b)| a * b).sum::<f64>();
-                let scores: Vec<f64> = (0..visible).map(|key| f64::from(self.scale) * dot(key)).collect();
+                let scores: Vec<f64> =
+                    (0..visible).map(|key| f64::from(self.scale) * dot(key) + bias(batch, head, query, key)).collect();
                 let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
                 let total: f64 = weights.iter().sum();
@@ -270,8 +336,11 @@ struct Band {
 /// # Panics
 /// When the head width or an offset is no multiple of four.
 pub fn call(config: &Attention, limits: &Limits) -> Option<Call> {
-    let count = config.candidates(limits).len();
-    call_with(config, limits.tuning.pick(config.class(), count), limits)
+    let plans = config.candidates(limits);
+    let all = Attention { bias: None, ..*config }.candidates(limits);
+    // The tuning counts the candidates of a class, of which a bias leaves some out.
+    let unfit = |index: usize| !plans.contains(&all[index]);
+    config.run_as(&all[limits.tuning.pick_but(config.class(), all.len(), unfit)], limits)
 }
 
 /// The dispatches of one candidate, counted as in [`Attention::candidates`]. `None` when there is no such candidate or

@@ -201,6 +201,7 @@ pub fn reference(config: &BandNorm, x: &[f64], weight: &[f64], bias: &[f64]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::elementwise::Activation;
     use crate::kernels::group_norm::{self, GroupNorm};
 
     #[test]
@@ -215,10 +216,11 @@ mod tests {
             second: 0,
             groups: 3,
             eps: 1e-6,
-            silu: true,
+            modulation: None,
+            activation: Activation::Silu,
             dtype: DType::F32,
         };
-        let expected = group_norm::reference(&whole, &x, &weight, &bias);
+        let expected = group_norm::reference(&whole, &x, &weight, &bias, &[]);
         for (got, expected) in reference(&config, &x, &weight, &bias).iter().zip(expected) {
             assert!((got - expected).abs() <= 1e-12, "{got} and {expected}");
         }

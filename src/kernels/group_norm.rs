@@ -1,8 +1,9 @@
-//! GroupNorm with an optional SiLU over one tensor or two side by side, in two kernels: statistics per chunk of rows, then
+//! GroupNorm with an optional scale and shift and an activation over one tensor or two side by side, in two kernels: statistics per chunk of rows, then
 //! the application, whose every workgroup combines the few statistics that it needs.
 
 use bytemuck::{Pod, Zeroable};
 
+use super::elementwise::Activation;
 use super::{Call, Launch, Limits, Variant, bands, vector_bytes, vectors};
 use crate::tensor::DType;
 
@@ -28,10 +29,23 @@ pub struct GroupNorm {
     pub groups: u32,
     /// Added to the variance.
     pub eps: f32,
-    /// Whether SiLU follows.
-    pub silu: bool,
+    /// Whether the result is multiplied by 1 plus a scale and a shift is added, which every picture has of its own.
+    pub modulation: Option<Modulation>,
+    /// Applied last: none, SiLU or GELU.
+    pub activation: Activation,
     /// Stored element type of the inputs and the output.
     pub dtype: DType,
+}
+
+/// Where the scales and the shifts of the channels lie in a row, one a picture, in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modulation {
+    /// Channels of the row.
+    pub channels: u32,
+    /// First channel of the scales, a multiple of four.
+    pub scale: u32,
+    /// First channel of the shifts, a multiple of four.
+    pub shift: u32,
 }
 
 /// How the columns (vectors of four channels) are shared out: whole groups to every workgroup.
@@ -158,6 +172,10 @@ impl GroupNorm {
             share: (LANES / tiling.members).min(chunks).min(16),
             eps: self.eps,
             y_base: parts.get(2).map_or(0, |part| part.base),
+            modulation_width: self.modulation.map_or(0, |part| vectors(part.channels)),
+            scale_first: self.modulation.map_or(0, |part| part.scale / 4),
+            shift_first: self.modulation.map_or(0, |part| part.shift / 4),
+            pad: 0,
         }
     }
 }
@@ -186,6 +204,10 @@ pub struct Params {
     share: u32,
     eps: f32,
     y_base: u32,
+    modulation_width: u32,
+    scale_first: u32,
+    shift_first: u32,
+    pad: u32,
 }
 
 fn bound(parts: &[bands::Span]) -> impl Iterator<Item = Option<(u64, u64)>> {
@@ -215,13 +237,19 @@ pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     })
 }
 
-/// a, b (a again when there is one source), partials, weight, bias -> y [B, P, C]. `None` when a block of rows is larger
-/// than a binding.
+/// a, b (a again when there is one source), partials, weight, bias and, where there is a modulation, its rows
+/// [B, modulation channels] -> y [B, P, C]. `None` when a block of rows is larger than a binding.
+///
+/// # Panics
+/// When the activation is another than none, SiLU and GELU.
 pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     let block = config.block(limits);
+    let known = matches!(config.activation, Activation::None | Activation::Silu | Activation::Gelu);
+    assert!(known, "group_norm has no {:?}", config.activation);
+    let modulated = u32::from(config.modulation.is_some());
     let [a, b] = config.parts();
     let launches = config.bands(block, &[a, b, config.channels], limits)?.into_iter().map(|(first, count, parts)| {
-        let read = bound(&parts[..2]).chain([None; 3]);
+        let read = bound(&parts[..2]).chain(vec![None; 3 + modulated as usize]);
         Launch {
             params: bytemuck::bytes_of(&config.params(block, first, &parts, limits)).to_vec(),
             workgroups: [config.tiling().tiles, count, 1],
@@ -233,7 +261,13 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
         variant: Variant {
             stem: "group_norm",
             enables: vec![],
-            constants: vec![("SEAM", config.seam()), ("SILU", u32::from(config.silu))],
+            constants: vec![
+                ("SEAM", config.seam()),
+                ("SILU", u32::from(config.activation == Activation::Silu)),
+                ("GELU", u32::from(config.activation == Activation::Gelu)),
+                ("MODULATED", modulated),
+                ("LAST", 6 + modulated),
+            ],
             types: vec![("X", config.dtype), ("Y", config.dtype)],
         },
         launches: launches.collect(),
@@ -242,8 +276,8 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     })
 }
 
-/// The same in f64, over x [B, P, C].
-pub fn reference(config: &GroupNorm, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+/// The same in f64, over x [B, P, C]; `modulation` [B, modulation channels] is read where there is one.
+pub fn reference(config: &GroupNorm, x: &[f64], weight: &[f64], bias: &[f64], modulation: &[f64]) -> Vec<f64> {
     let (positions, channels) = (config.positions as usize, config.channels as usize);
     let per_group = channels / config.groups as usize;
     let mut y = vec![0.0; x.len()];
@@ -258,7 +292,11 @@ pub fn reference(config: &GroupNorm, x: &[f64], weight: &[f64], bias: &[f64]) ->
             for i in indices {
                 let channel = i % channels;
                 let v = (x[i] - mean) * scale * weight[channel] + bias[channel];
-                y[i] = if config.silu { v / (1.0 + (-v).exp()) } else { v };
+                let v = config.modulation.map_or(v, |part| {
+                    let row = &modulation[image * part.channels as usize..];
+                    v * (1.0 + row[part.scale as usize + channel]) + row[part.shift as usize + channel]
+                });
+                y[i] = config.activation.apply(v);
             }
         }
     }
@@ -277,7 +315,8 @@ mod tests {
         ) {
             let channels = groups * per_group;
             let config = GroupNorm {
-                batch: 1, positions, channels, second: 0, groups, eps: 1e-5, silu: true, dtype: DType::F16,
+                batch: 1, positions, channels, second: 0, groups, eps: 1e-5, modulation: None, activation: Activation::Silu,
+                dtype: DType::F16,
             };
             let kernels = if cpu { KernelSet::Lanes } else { KernelSet::Tile };
             let limits = Limits { kernels, ..Limits::default() };
@@ -307,7 +346,8 @@ mod tests {
             second: 0,
             groups: 1,
             eps: 1e-5,
-            silu: false,
+            modulation: None,
+            activation: Activation::None,
             dtype: DType::F32,
         };
         assert!(config.too_wide() && !GroupNorm { groups: 32, ..config }.too_wide());

@@ -33,6 +33,7 @@ pub mod matrix_reduce;
 pub mod matrix_tiles;
 pub mod matrix_vector;
 pub mod pixels;
+pub mod pool;
 pub mod put_row;
 pub mod resample;
 pub mod resampling;
@@ -100,9 +101,10 @@ shaders![
     "matrix_vector",
     "pair",
     "pixels",
-    "put_row",
+    "pool",
     "resample",
     "prediction",
+    "put_row",
     "roof_coop",
     "roof_copy",
     "roof_fma",

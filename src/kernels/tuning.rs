@@ -122,7 +122,13 @@ impl Tuning {
     /// The place of the candidate to run out of `count`: the fastest if it was measured, else the first that is fit.
     /// The last one is taken where none is fit.
     pub fn pick(&self, class: Class, count: usize) -> usize {
-        let fit = |candidate: &usize| self.unfit[class.index()] & (1 << (candidate % 16)) == 0;
+        self.pick_but(class, count, |_| false)
+    }
+
+    /// The same where some candidates are ruled out; the last must not be.
+    pub fn pick_but(&self, class: Class, count: usize, ruled_out: impl Fn(usize) -> bool) -> usize {
+        let passed = |candidate: usize| self.unfit[class.index()] & (1 << (candidate % 16)) == 0;
+        let fit = |candidate: &usize| passed(*candidate) && !ruled_out(*candidate);
         let fastest = usize::from(self.fastest[class.index()]);
         let fastest = Some(fastest).filter(|candidate| *candidate < count && fit(candidate));
         fastest.or_else(|| (0..count).find(fit)).unwrap_or(count.saturating_sub(1))

@@ -16,10 +16,13 @@ pub mod generator {
     pub mod context;
     pub mod image_tokens;
     pub mod unet;
+    mod unet_blocks;
 }
 pub mod nn;
+mod resnet;
 /// From tokens to vectors.
 pub mod text {
     pub mod bart;
     pub mod clip;
 }
+mod tokens;

@@ -4,18 +4,23 @@ use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::conv2d::Conv2d;
 use crate::kernels::elementwise::{self, Activation, Elementwise};
-use crate::kernels::group_norm::{self, GroupNorm};
+use crate::kernels::group_norm::{self, GroupNorm, Modulation};
 use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
-use crate::kernels::sinusoid::{self, Sinusoid};
+use crate::kernels::pool::{self, Pool};
 use crate::kernels::resample::Resample;
 use crate::kernels::resampling::{Resampling, Table};
+use crate::kernels::sinusoid::{self, Sinusoid};
 use crate::kernels::{Call, concat as concat_kernel, embed, matmul, matrix_vector, resample as resample_kernel};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
-pub use super::attention::{AUTOENCODER, CLIP, DIFFUSERS, Heads, Projections, attention, keys_values};
+pub use super::attention::{
+    ADDED, AUTOENCODER, CLIP, DIFFUSERS, Heads, POOLING, Projections, Scores, attend, attention, keys_values, queries,
+};
+pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
+pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -149,16 +154,19 @@ pub fn linear(g: &mut Graph, w: &Weights<'_>, x: Value, options: Linear) -> Valu
     product(g, w.path(), x, weight, bias, options)
 }
 
-/// Several linear layers `parts` (with bias) of the same x [.., K] as one product -> [.., sum of N] in f32, every N padded
-/// to a multiple of four, and where each one's channels begin.
-pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], x: Value) -> (Value, Vec<u32>) {
+/// Several linear layers `parts` (with bias) of the same x [.., K] as one product -> [.., sum of N] in f32, and where each
+/// one's channels begin. The N outputs of a layer are `chunks` equal chunks, each padded to a multiple of four.
+pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], chunks: u32, x: Value) -> (Value, Vec<u32>) {
     let [(w, _), ..] = parts else { panic!("{label}: no layers to join") };
     let depth = g.shape(x).channels;
     let mut rows: Vec<RowSource> = Vec::new();
     let mut begins = Vec::new();
     for (key, (_, out)) in parts.iter().enumerate() {
         begins.push(rows.len() as u32);
-        rows.extend(padded(*out).into_iter().map(|row| row.map(|row| (key as u8, row))));
+        let length = out / chunks;
+        for chunk in 0..chunks {
+            rows.extend(padded(length).into_iter().map(|row| row.map(|row| (key as u8, chunk * length + row))));
+        }
     }
     let keys = parts.iter().map(|(w, out)| w.at("weight").claim(&[&[*out, depth]])).collect();
     let weight = w.matrix(g, keys, rows.clone(), padded(depth), 1);
@@ -166,6 +174,18 @@ pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], x: Valu
     let bias = w.vector(g, keys, rows.clone());
     let options = Linear { single: true, ..Linear::new(rows.len() as u32) };
     (product(g, label, x, weight, Some(bias), options), begins)
+}
+
+/// x [.., K] -> [.., count * width] by a linear layer with bias, the outputs in runs of `width`, each padded to a multiple of
+/// four.
+pub(super) fn projected(g: &mut Graph, w: &Weights<'_>, x: Value, heads: Heads) -> Value {
+    let (depth, out) = (g.shape(x).channels, heads.count * heads.width);
+    let rows: Vec<RowSource> = heads.channels().into_iter().map(|row| row.map(|row| (0, row))).collect();
+    let key = w.at("weight").claim(&[&[out, depth]]);
+    let weight = w.matrix(g, vec![key], rows.clone(), padded(depth), 1);
+    let key = w.at("bias").claim(&[&[out]]);
+    let bias = w.vector(g, vec![key], rows.clone());
+    product(g, w.path(), x, weight, Some(bias), Linear::new(rows.len() as u32))
 }
 
 /// x [rows, K] times a packed matrix, with the epilogue that `options` asks for.
@@ -281,35 +301,26 @@ pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
     push_product(g, w.path(), &config, operands, to)
 }
 
-/// What a residual block does besides its convolutions.
+/// A GroupNorm's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Resnet {
-    /// Output channels.
-    pub out: u32,
-    /// More input channels, behind those of x: [B, H, W, J], the skip connection of a UNet.
+pub struct Norm {
+    /// More input channels, behind those of x: [B, H, W, J].
     pub second: Option<Value>,
-    /// Added between the convolutions: the channels from the given one on of [B, 1, 1, ..] in f32.
-    pub time: Option<(Value, u32)>,
-    /// Groups of both norms.
+    /// Groups.
     pub groups: u32,
-    /// Epsilon of both norms.
+    /// Added to the variance.
     pub eps: f32,
+    /// Scales and shifts n * (1 + scale) + shift: the channels from the given ones on of [B, 1, 1, ..] in f32.
+    pub modulation: Option<(Value, [u32; 2])>,
+    /// Applied last: none, SiLU or GELU.
+    pub activation: Activation,
 }
 
-/// x [B, H, W, I], with the second source [B, H, W, I + J] -> [B, H, W, out] (diffusers `ResnetBlock2D`).
-pub fn resnet(g: &mut Graph, w: &Weights<'_>, x: Value, options: Resnet) -> Value {
-    let Resnet { out, second, time, groups, eps } = options;
-    let h = group_norm_of(g, &w.at("norm1"), x, second, groups, eps, true);
-    let h = conv(g, &w.at("conv1"), h, Conv { row_bias: time, ..Conv::new(out, 3) });
-    let h = group_norm(g, &w.at("norm2"), h, groups, eps, true);
-    let inputs = g.shape(x).channels + second.map_or(0, |second| g.shape(second).channels);
-    let skip = match second {
-        _ if inputs != out => linear(g, &w.at("conv_shortcut"), x, Linear { second, ..Linear::new(out) }),
-        // No published model has a block that keeps the channels of both sources.
-        Some(second) => concat(g, w.path(), x, second),
-        None => x,
-    };
-    conv(g, &w.at("conv2"), h, Conv { residual: Some(skip), ..Conv::new(out, 3) })
+impl Norm {
+    /// Of one source, and nothing else.
+    pub fn new(groups: u32, eps: f32) -> Self {
+        Self { second: None, groups, eps, modulation: None, activation: Activation::None }
+    }
 }
 
 /// x [B, H, W, C] -> the same, normalised over positions and the channels of each group, then SiLU where asked.
@@ -327,6 +338,13 @@ pub fn group_norm_of(
     eps: f32,
     silu: bool,
 ) -> Value {
+    let activation = if silu { Activation::Silu } else { Activation::None };
+    group_norm_with(g, w, x, Norm { second, activation, ..Norm::new(groups, eps) })
+}
+
+/// The same with all options.
+pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) -> Value {
+    let Norm { second, groups, eps, modulation, activation } = options;
     let from = g.shape(x);
     let more = second.map_or(0, |second| {
         let other = g.shape(second);
@@ -338,7 +356,9 @@ pub fn group_norm_of(
     let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
     assert!(channels.is_multiple_of(groups), "{}: {groups} groups do not divide {channels} channels", w.path());
     let dtype = g.dtype(x);
-    let config = GroupNorm { batch, positions, channels, second: more, groups, eps, silu, dtype };
+    let parts = modulation.map(|(row, [scale, shift])| Modulation { channels: g.shape(row).channels, scale, shift });
+    let config =
+        GroupNorm { batch, positions, channels, second: more, groups, eps, modulation: parts, activation, dtype };
     if config.too_wide() {
         g.fail(
             Error::new("a group of a GroupNorm is too wide")
@@ -355,7 +375,9 @@ pub fn group_norm_of(
     let partials = Shape::new(batch, groups, config.chunks(g.limits()), 4);
     let partials = push(g, w.path(), call, vec![a, b], partials, DType::F32);
     let call = group_norm::apply(&config, g.limits());
-    push(g, w.path(), call, vec![a, b, partials.into(), weight.into(), bias.into()], shape, dtype)
+    let mut inputs = vec![a, b, partials.into(), weight.into(), bias.into()];
+    inputs.extend(modulation.map(|(row, _)| Operand::from(row)));
+    push(g, w.path(), call, inputs, shape, dtype)
 }
 
 /// x [.., C] -> the same, normalised over the channels.
@@ -383,6 +405,20 @@ pub fn add(g: &mut Graph, label: &str, a: Value, b: Value, activation: Activatio
     pointwise(g, label, a, Some(b), Elementwise { scale_a: 1.0, scale_b: Some(1.0), shift: 0.0, activation })
 }
 
+/// x [B, H, W, C] -> [B, OH, OW, C]; `config.batch`, `input`, `channels` and `dtype` are those of x.
+pub fn pool(g: &mut Graph, label: &str, x: Value, config: Pool) -> Value {
+    let from = g.shape(x);
+    let (batch, input, channels, dtype) = (from.batch, [from.height, from.width], from.channels, g.dtype(x));
+    let config = Pool { batch, input, channels, dtype, ..config };
+    let call = pool::call(&config, g.limits());
+    push(g, label, call, vec![x.into()], Shape::new(batch, config.output[0], config.output[1], channels), dtype)
+}
+
+/// act(x).
+pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) -> Value {
+    pointwise(g, label, x, None, Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation })
+}
+
 /// factor * x + shift.
 pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> Value {
     let config = Elementwise { scale_a: factor, scale_b: None, shift, activation: Activation::None };
@@ -403,7 +439,10 @@ fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Ele
 pub fn resample(g: &mut Graph, label: &str, x: Value, tables: &Resampling, dtype: DType) -> Value {
     let [rows, columns] = [&tables.rows, &tables.columns];
     let from = g.shape(x);
-    assert!(rows.input() == from.height && columns.input() == from.width, "{label}: tables of another size than {from}");
+    assert!(
+        rows.input() == from.height && columns.input() == from.width,
+        "{label}: tables of another size than {from}"
+    );
     let shrinks = |table: &Table| f64::from(table.output()) / f64::from(table.input());
     // Pillow's order where the result of a pass is rounded, else what leaves less to the second.
     let columns_first = tables.quantize || shrinks(columns) <= shrinks(rows);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::super::checkpoint::TokenizerFiles;
 use super::*;
-use crate::models::config::Activation;
+use crate::models::config::{Activation, Block};
 
 fn emoji() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/emoji")
@@ -51,11 +51,9 @@ fn opens_the_emoji_model() {
     assert_eq!(model.scheduler["_class_name"], "DDIMScheduler");
     let unet = &model.unet.config;
     assert_eq!(unet.block_out_channels, [64, 96, 96]);
-    assert_eq!(
-        (&unet.down_attention[..], &unet.up_attention[..]),
-        (&[false, true, true][..], &[true, true, false][..])
-    );
-    assert_eq!((unet.time_embed_dim, unet.head_count[2], unet.norm_num_groups), (256, 4, 16));
+    let reads = |blocks: &[Block]| blocks.iter().map(|block| block.kind.reads_text()).collect::<Vec<_>>();
+    assert_eq!((reads(&unet.down), reads(&unet.up)), (vec![false, true, true], vec![true, true, false]));
+    assert_eq!((unet.time_embed_dim, unet.down[2].head_count, unet.norm_num_groups), (256, 4, 16));
     assert_eq!(model.unet.weights.info("conv_in.weight").unwrap().shape, [64, 4, 3, 3]);
     let vae = &model.vae.config;
     assert_eq!((vae.scale(), vae.norm_num_groups, vae.force_upcast), (8, 8, true));

@@ -1,6 +1,6 @@
 //! Cases of `attention`.
 
-use super::super::attention::{Attention, call};
+use super::super::attention::{Attention, Bias, call};
 use super::super::tuning::Class;
 use super::super::{Call, Limits};
 use super::sampled::sample;
@@ -13,6 +13,11 @@ const K: f64 = 16.0;
 /// Cooperative matrices take weights in halves, each off by 2^-11 of itself, and sum them as rounded: a mean moves by that
 /// share of how far values are apart, at most twice the largest.
 const HALF_WEIGHTS: f64 = 1.0 / 1024.0;
+
+/// How far numbers of a bias reach that hide nothing.
+const BIAS: f64 = 2.0;
+/// What hides a key: the lowest number of f32, as transformers' masks have it.
+const HIDDEN: f64 = f32::MIN as f64;
 
 /// An attention and the size of its queries.
 pub(super) struct Heads {
@@ -39,6 +44,32 @@ impl Heads {
         (numbers("q", (batch * queries * query_channels) as usize, dtype, 0.1, self.spread), kv)
     }
 
+    /// The bias, row after row, in which every fifth number hides a key as masks do.
+    fn bias(&self) -> Option<Vec<f64>> {
+        let rows = self.bias_rows()?;
+        let mut bias = numbers("bias", (rows * self.config.keys) as usize, DType::F32, 0.1, BIAS);
+        bias.iter_mut().skip(3).step_by(5).for_each(|number| *number = HIDDEN);
+        Some(bias)
+    }
+
+    fn bias_rows(&self) -> Option<u32> {
+        let Attention { batch, queries, heads, bias, .. } = self.config;
+        let own = |own: bool, count: u32| if own { count } else { 1 };
+        bias.map(|bias| own(bias.batch, batch) * own(bias.heads, heads) * own(bias.queries, queries))
+    }
+
+    fn reference(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
+        let (Some(bias), Some(numbers)) = (self.config.bias, self.bias()) else { return self.config.reference(q, kv) };
+        let [queries, keys, heads] = [self.config.queries, self.config.keys, self.config.heads].map(|n| n as usize);
+        let place = |own: bool, place: usize, count: usize| if own { (place, count) } else { (0, 1) };
+        self.config.biased_reference(q, kv, &|element, head, query, key| {
+            let (element, _) = place(bias.batch, element, 0);
+            let (head, heads) = place(bias.heads, head, heads);
+            let (query, queries) = place(bias.queries, query, queries);
+            numbers[((element * heads + head) * queries + query) * keys + key]
+        })
+    }
+
     /// Per output, what it may be off by: the largest sum of |terms| of its row's scores times the largest |value|, and
     /// what rounding weights to halves costs.
     fn tolerances(&self, q: &[f64], kv: &[f64]) -> Vec<f64> {
@@ -47,6 +78,7 @@ impl Heads {
         let [q_offset, k_offset, v_offset] = offsets.map(|offset| offset as usize);
         let (q_row, kv_row) = (self.config.query_channels as usize, self.config.key_channels as usize);
         let half = if self.config.dtype == DType::F32 { 0.0 } else { HALF_WEIGHTS };
+        let bias = if self.config.bias.is_some() { BIAS } else { 0.0 };
         let mut tolerances = Vec::new();
         for row in 0..batch as usize * queries {
             for head in 0..heads {
@@ -58,7 +90,7 @@ impl Heads {
                     score = score.max(sum * f64::from(self.config.scale));
                     value = part(v_offset).iter().fold(value, |most, v| most.max(v.abs()));
                 }
-                tolerances.extend(std::iter::repeat_n((K * EPS * (score + 4.0) + half) * value, width));
+                tolerances.extend(std::iter::repeat_n((K * EPS * (score + 4.0 + bias) + half) * value, width));
             }
         }
         tolerances
@@ -73,16 +105,19 @@ impl Kernel for Heads {
         if !self.fused {
             tensors.push(Tensor::given("q", query_channels, dtype, &q));
         }
+        let mut reads = vec![tensors.len() - 1, 0];
+        if let Some(bias) = self.bias() {
+            reads.push(tensors.len());
+            tensors.push(Tensor::given("bias", self.config.keys, DType::F32, &bias));
+        }
         tensors.push(Tensor::made("out", batch * queries, heads * width, dtype));
-        let reads = vec![tensors.len() - 2, 0];
         let writes = vec![tensors.len() - 1];
         Some(Work { tensors, steps: vec![Step { call: call(&self.config, limits)?, reads, writes }] })
     }
 
     fn expected(&self) -> Vec<Expected> {
         let (q, kv) = self.numbers();
-        let values = self.config.reference(&q, &kv);
-        vec![Expected::new("out", self.config.dtype, values, self.tolerances(&q, &kv))]
+        vec![Expected::new("out", self.config.dtype, self.reference(&q, &kv), self.tolerances(&q, &kv))]
     }
 
     fn choices(&self, limits: &Limits) -> Option<(Class, Vec<String>)> {
@@ -149,6 +184,7 @@ pub(super) fn own(dtype: DType, batch: u32, tokens: u32, heads: u32, width: u32)
         key_channels: 3 * heads * width,
         offsets: [0, heads * width, 2 * heads * width],
         dtype,
+        bias: None,
     };
     Heads { config, fused: true, spread: 1.2 }
 }
@@ -156,6 +192,11 @@ pub(super) fn own(dtype: DType, batch: u32, tokens: u32, heads: u32, width: u32)
 /// The same where a query sees no later key.
 pub(super) fn causal(heads: Heads) -> Heads {
     Heads { config: Attention { causal: true, ..heads.config }, ..heads }
+}
+
+/// The same with a bias that batch elements, heads and queries share or have their own of.
+fn biased(heads: Heads, [batch, own_heads, queries]: [bool; 3]) -> Heads {
+    Heads { config: Attention { bias: Some(Bias { batch, heads: own_heads, queries }), ..heads.config }, ..heads }
 }
 
 /// Attention to the keys of another tensor: batch, queries, keys, heads, width.
@@ -184,6 +225,11 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("width 24, causal, odd tokens", causal(own(2, 37, 2, 24))),
         ("width 8, causal, few tokens", causal(own(1, 5, 1, 8))),
         ("width 148", own(1, 9, 1, 148)),
+        ("relative positions of T5", biased(own(2, 37, 3, 64), [false, true, true])),
+        ("relative positions and hidden keys of T5", biased(own(2, 21, 2, 8), [true, true, true])),
+        ("hidden keys of a padded text", biased(cross(3, 17, 77, 2, 20), [true, false, false])),
+        ("causal with hidden keys, as in unCLIP's prior", causal(biased(own(2, 41, 2, 32), [true, false, true]))),
+        ("one hidden text for all, width 512", biased(cross(2, 9, 13, 1, 512), [false, false, false])),
         ("sharp", Heads { spread: 40.0, ..cross(1, 19, 40, 2, 16) }),
     ];
     all.into_iter().map(|(what, heads)| Case::new("attention", what, dtype, heads)).collect()
@@ -219,6 +265,7 @@ fn of_size(own_name: &str, cross_name: &str, queries: u32, dtype: DType) -> Vec<
         key_channels: 3 * inner,
         offsets: [0, inner, 2 * inner],
         dtype,
+        bias: None,
     };
     let cross = Attention { keys: 77, query_channels: inner, key_channels: 2 * inner, offsets: [0, 0, inner], ..own };
     let all = [

@@ -14,6 +14,7 @@ mod matrix;
 mod matrix_vector;
 mod norms;
 mod pointwise;
+mod pool;
 mod resample;
 mod roofs;
 mod rows;
@@ -282,6 +283,7 @@ pub fn cases() -> Vec<Case> {
         matrix_vector::cases,
         norms::cases,
         pointwise::cases,
+        pool::cases,
         resample::cases,
         roofs::cases,
         rows::cases,

@@ -1,7 +1,8 @@
 //! Cases of `group_norm` and `layer_norm`.
 
 use super::super::Limits;
-use super::super::group_norm::{self, GroupNorm};
+use super::super::elementwise::Activation;
+use super::super::group_norm::{self, GroupNorm, Modulation};
 use super::super::layer_norm::{self, LayerNorm};
 use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, numbers};
 use crate::tensor::DType;
@@ -26,6 +27,22 @@ impl<C> Normed<C> {
             numbers("weight", width, DType::F32, 1.1, 0.6),
             numbers("bias", width, DType::F32, -0.2, 0.5),
         ]
+    }
+}
+
+impl Normed<GroupNorm> {
+    /// Rows of scales and shifts, one a picture; the pad channels of either are zero, as a projection leaves them.
+    fn modulation(&self) -> Vec<f64> {
+        let Some(part) = self.config.modulation else { return Vec::new() };
+        let width = part.channels as usize;
+        let mut rows = numbers("modulation", self.config.batch as usize * width, DType::F32, 0.1, 0.8);
+        for row in rows.chunks_exact_mut(width) {
+            for pad in self.config.channels..self.config.channels.next_multiple_of(4) {
+                row[(part.scale + pad) as usize] = 0.0;
+                row[(part.shift + pad) as usize] = 0.0;
+            }
+        }
+        rows
     }
 }
 
@@ -66,9 +83,14 @@ impl Kernel for Normed<GroupNorm> {
             tensors.push(Tensor::given("b", second, dtype, &part(first..width)));
         }
         let b = if second > 0 { 5 } else { 0 };
+        let mut reads = vec![0, b, 3, 1, 2];
+        if let Some(part) = self.config.modulation {
+            reads.push(tensors.len());
+            tensors.push(Tensor::given("modulation", part.channels, DType::F32, &self.modulation()));
+        }
         let steps = vec![
             Step { call: group_norm::stats(&self.config, limits)?, reads: vec![0, b], writes: vec![3] },
-            Step { call: group_norm::apply(&self.config, limits)?, reads: vec![0, b, 3, 1, 2], writes: vec![4] },
+            Step { call: group_norm::apply(&self.config, limits)?, reads, writes: vec![4] },
         ];
         Some(Work { tensors, steps })
     }
@@ -76,14 +98,31 @@ impl Kernel for Normed<GroupNorm> {
     fn expected(&self) -> Vec<Expected> {
         let GroupNorm { batch, positions, channels, groups, eps, dtype, .. } = self.config;
         let [x, weight, bias] = self.numbers(batch * positions, channels, dtype);
-        let y = group_norm::reference(&self.config, &x, &weight, &bias);
+        let modulation = self.modulation();
+        let y = group_norm::reference(&self.config, &x, &weight, &bias, &modulation);
         let (plane, width) = ((positions * channels) as usize, channels as usize);
         let group_of = |i: usize| i / plane * groups as usize + i % width / (width / groups as usize);
         let mut parts = vec![Vec::new(); (batch * groups) as usize];
         x.iter().enumerate().for_each(|(i, value)| parts[group_of(i)].push(*value));
         let statistics: Vec<_> = parts.iter().map(|part| mean_and_scale(part, eps)).collect();
         let statistics: Vec<_> = (0..x.len()).map(|i| statistics[group_of(i)]).collect();
-        let tolerances = tolerances(&x, &y, &weight, &bias, &statistics);
+        let mut tolerances = tolerances(&x, &y, &weight, &bias, &statistics);
+        if let Some(part) = self.config.modulation {
+            // The norm's error is scaled with the norm, and two more roundings are those of the scale and the shift.
+            for (i, tolerance) in tolerances.iter_mut().enumerate() {
+                let row = &modulation[i / plane * part.channels as usize..];
+                let scale = (1.0 + row[part.scale as usize + i % width]).abs();
+                *tolerance = *tolerance * (1.0 + scale) + K * EPS * row[part.shift as usize + i % width].abs();
+            }
+        }
+        if self.config.activation == Activation::Gelu {
+            // GELU is no steeper than 1.13, and its erf is 1.5e-7 off, times |x| / 2; y is smaller than x where x < 0.
+            for (i, tolerance) in tolerances.iter_mut().enumerate() {
+                let (mean, scale) = statistics[i];
+                let norm = (x[i] - mean) * scale * weight[i % width].abs();
+                *tolerance = *tolerance * 1.2 + 2e-7 * (norm.abs() * 2.0 + bias[i % width].abs() + 1.0);
+            }
+        }
         vec![Expected::new("y", dtype, y, tolerances)]
     }
 }
@@ -123,11 +162,15 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         second: 0,
         groups,
         eps: 1e-5,
-        silu,
+        modulation: None,
+        activation: if silu { Activation::Silu } else { Activation::None },
         dtype,
     };
     // A uniform spread of sqrt(3) has variance 1.
     let unit = |config: GroupNorm| Normed { config, mean: 0.2, spread: 1.732 };
+    let modulated = |config: GroupNorm, activation: Activation, [channels, scale, shift]: [u32; 3]| {
+        unit(GroupNorm { modulation: Some(Modulation { channels, scale, shift }), activation, ..config })
+    };
     let groups = [
         ("resnet of SD", unit(group(2, 144, 320, 32, true))),
         ("transformer of SD", unit(GroupNorm { eps: 1e-6, ..group(2, 64, 640, 32, false) })),
@@ -148,6 +191,15 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("a group straddles the seam", unit(GroupNorm { second: 12, ..group(3, 65, 20, 5, true) })),
         ("the seam within a vector", unit(GroupNorm { second: 7, ..group(2, 131, 18, 3, true) })),
         ("both parts below four", unit(GroupNorm { second: 1, ..group(2, 9, 3, 1, false) })),
+        ("resnet of IF", modulated(group(2, 96, 192, 32, false), Activation::Gelu, [1200, 400, 592])),
+        ("scale and shift, SiLU", modulated(group(3, 65, 20, 5, false), Activation::Silu, [64, 4, 36])),
+        ("scale and shift of odd channels", modulated(group(2, 130, 18, 3, false), Activation::None, [44, 20, 0])),
+        ("GELU", unit(GroupNorm { activation: Activation::Gelu, ..group(2, 77, 36, 6, false) })),
+        (
+            "GELU of two parts",
+            unit(GroupNorm { second: 7, activation: Activation::Gelu, ..group(2, 31, 18, 3, false) }),
+        ),
+        ("over tokens, of IF", unit(group(2, 77, 768, 32, false))),
         (
             "two parts, mean 1000, variance 1",
             Normed { mean: 1000.0, ..unit(GroupNorm { second: 8, ..group(2, 600, 24, 4, true) }) },
@@ -175,7 +227,17 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
 /// Shapes of Stable Diffusion 1.5 at 256 x 128 pixels.
 pub(super) fn sizes(dtype: DType) -> Vec<Case> {
     let group = |positions: u32, channels: u32, second: u32| {
-        let config = GroupNorm { batch: 2, positions, channels, second, groups: 32, eps: 1e-5, silu: true, dtype };
+        let config = GroupNorm {
+            batch: 2,
+            positions,
+            channels,
+            second,
+            groups: 32,
+            eps: 1e-5,
+            modulation: None,
+            activation: Activation::Silu,
+            dtype,
+        };
         Normed { config, mean: 0.3, spread: 2.0 }
     };
     let rows = LayerNorm { rows: 1024, channels: 320, eps: 1e-5, dtype };

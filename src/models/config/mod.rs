@@ -8,11 +8,16 @@ mod clip;
 mod dalle;
 mod fields;
 mod unet;
+mod unet_blocks;
+mod unet_conditioning;
 mod vae;
 mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
 pub use dalle::{DalleConfig, DalleLayers};
-pub use unet::{ClassEmbedding, TextTimeConfig, UnetConfig};
+pub use unet::{
+    Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
+    UnetConfig,
+};
 pub use vae::VaeConfig;
 pub use vqgan::{GROUPS as VQGAN_GROUPS, VqganConfig};

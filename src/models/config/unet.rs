@@ -1,18 +1,23 @@
-//! The config of diffusers' `UNet2DConditionModel`.
+//! The configs of diffusers' `UNet2DConditionModel` and `UNet2DModel`.
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, count};
+use super::fields::Fields;
+pub use super::unet_blocks::{Block, BlockKind, MidBlock, MidKind};
+use super::unet_blocks::{Blocks, blocks};
+pub use super::unet_conditioning::{Addition, ClassEmbedding, CrossNorm, HiddenProjection, TextTimeConfig};
+use super::unet_conditioning::{addition, class_embedding, cross_norm, hidden_projection, text_time};
 use crate::error::{Error, Result};
+use crate::kernels::elementwise::Activation;
 
-/// A latent UNet with cross-attention. Lists go from the outermost (largest) level inwards.
+/// A UNet over latents or pictures: those of Stable Diffusion, DeepFloyd IF, Karlo, Kandinsky and the x4 upscaler.
 ///
-/// Defaults and meanings: `diffusers.UNet2DConditionModel.__init__` (0.42.1).
+/// Defaults and meanings: `diffusers.UNet2DConditionModel.__init__` and `diffusers.UNet2DModel.__init__` (0.42.1).
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnetConfig {
-    /// Latent height and width the model was trained for; pipelines take the default picture size from it.
+    /// Height and width of the sample the model was trained for; pipelines take the default picture size from it.
     pub sample_size: Option<[usize; 2]>,
-    /// Channels of the latent.
+    /// Channels of the sample.
     pub in_channels: usize,
     /// Channels of the prediction.
     pub out_channels: usize,
@@ -22,286 +27,233 @@ pub struct UnetConfig {
     pub freq_shift: f64,
     /// Width of the time embedding after its MLP.
     pub time_embed_dim: usize,
+    /// Between the two layers of the time embedding, and of a class embedding of a timestep.
+    pub embed_act: Activation,
+    /// Behind the time embedding's layers (`timestep_post_act`).
+    pub time_post_act: Activation,
+    /// On the sum of all embeddings (`time_embedding_act_fn`).
+    pub time_act: Activation,
     /// Width of the guidance embedding that is added before the time MLP (LCM's `time_embedding.cond_proj`).
     pub time_cond_proj_dim: Option<usize>,
     /// The class embedding that is added to the time embedding.
     pub class: Option<ClassEmbedding>,
     /// SDXL's added conditioning by pooled text and picture sizes.
     pub text_time: Option<TextTimeConfig>,
-    /// Channels of each level.
+    /// Added conditioning by the text's or a picture's vectors.
+    pub addition: Option<Addition>,
+    /// What makes the vectors for cross-attention of those that are given.
+    pub hidden: Option<HiddenProjection>,
+    /// Channels of each level, from the outermost (largest) inwards.
     pub block_out_channels: Vec<usize>,
-    /// Whether each level on the way down has attention (`CrossAttnDownBlock2D`).
-    pub down_attention: Vec<bool>,
-    /// Whether there is a middle block (resnet, attention, resnet).
-    pub mid_block: bool,
-    /// Whether each level on the way up has attention (`CrossAttnUpBlock2D`), in order of execution: innermost first.
-    pub up_attention: Vec<bool>,
-    /// Resnets of each level on the way down; on the way up there is one more.
-    pub layers_per_block: Vec<usize>,
-    /// Transformer blocks of each attention on the way down: `[level][layer]`.
-    pub down_transformer_layers: Vec<Vec<usize>>,
-    /// Transformer blocks of the middle block's attention.
-    pub mid_transformer_layers: usize,
-    /// Transformer blocks of each attention on the way up, in order of execution: `[level][layer]`.
-    pub up_transformer_layers: Vec<Vec<usize>>,
-    /// Attention heads of each level (diffusers calls it `attention_head_dim`).
-    pub head_count: Vec<usize>,
-    /// Whether the transformers of each level have cross-attention in the place of self-attention, too.
-    pub only_cross_attention: Vec<bool>,
-    /// Width of the text vectors.
+    /// The blocks on the way down, outermost first.
+    pub down: Vec<Block>,
+    /// The block in the middle.
+    pub mid: Option<MidBlock>,
+    /// The blocks on the way up, innermost first.
+    pub up: Vec<Block>,
+    /// Width of the vectors that cross-attention reads; 0 where there is no cross-attention.
     pub cross_attention_dim: usize,
+    /// How `SimpleCrossAttention` normalises these vectors.
+    pub cross_norm: Option<CrossNorm>,
     /// Projections around the transformer blocks are linear layers (after flattening) instead of 1x1 convolutions.
     pub use_linear_projection: bool,
     /// Attention scores need f32.
     pub upcast_attention: bool,
     /// Groups of every GroupNorm.
     pub norm_num_groups: usize,
-    /// Epsilon of the resnets' and the last GroupNorm (those before attention use 1e-6).
+    /// Epsilon of the resnets' and the last GroupNorm (those before attention use 1e-6 or 1e-5).
     pub norm_eps: f64,
-}
-
-/// SDXL's added conditioning (`addition_embed_type` "text_time").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TextTimeConfig {
-    /// Width of the sinusoid of each of the size numbers.
-    pub time_embed_dim: usize,
-    /// Width of pooled text and sinusoids together, the input of `add_embedding.linear_1`.
-    pub input_dim: usize,
-}
-
-/// What a class label becomes before it is added to the time embedding of width E (`class_embed_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClassEmbedding {
-    /// A row of the table `class_embedding.weight` [count, E] (`num_class_embeds`): the label is a whole number below the count.
-    Table {
-        /// Rows.
-        count: usize,
-    },
-    /// "timestep": the label is a number, embedded as the timestep is, by layers of its own.
-    Timestep,
-    /// "identity": the label is a vector [E] itself.
-    Identity,
-    /// "projection": the label is a vector, which two layers with SiLU between them project.
-    Projection {
-        /// The vector's width.
-        inputs: usize,
-    },
-    /// "simple_projection": the label is a vector, which one layer projects.
-    SimpleProjection {
-        /// The vector's width.
-        inputs: usize,
-    },
+    /// Within the resnets, and on the time embedding in front of their projections.
+    pub act: Activation,
+    /// Behind the last GroupNorm.
+    pub out_act: Activation,
+    /// The time embedding scales and shifts within a resnet, instead of being added.
+    pub scale_shift: bool,
+    /// The resnets of `Resnet` and `SimpleCrossAttention` blocks take the time embedding without an activation.
+    pub skip_time_act: bool,
+    /// What the results of the resnets of `Resnet` and `SimpleCrossAttention` blocks are divided by.
+    pub resnet_scale: f64,
+    /// What the results of the middle block's resnets are divided by.
+    pub mid_scale: f64,
 }
 
 impl UnetConfig {
     /// Reads a `config.json`; `place` names it in errors.
     pub fn from_json(config: &Value, place: &str) -> Result<Self> {
         let fields = Fields::new(config, place)?;
-        fields.neutral("_class_name", &[json!("UNet2DConditionModel")])?;
-        refuse_unimplemented(&fields)?;
-        let block_out_channels = fields.counts("block_out_channels", &[320, 640, 1280, 1280])?;
+        fields.neutral("_class_name", &[json!("UNet2DConditionModel"), json!("UNet2DModel")])?;
+        let conditional = fields.get("_class_name").is_none_or(|name| name != "UNet2DModel");
+        refuse_unimplemented(&fields, conditional)?;
+        let default: [usize; 4] = if conditional { [320, 640, 1280, 1280] } else { [224, 448, 672, 896] };
+        let block_out_channels = fields.counts("block_out_channels", &default)?;
         let levels = block_out_channels.len();
-        let down_attention = block_types(&fields, Direction::Down, levels)?;
-        let up_attention = block_types(&fields, Direction::Up, levels)?;
-        let layers_per_block = fields.per_level("layers_per_block", 2, levels)?;
-        fields.few_layers("layers_per_block", &layers_per_block)?;
-        let depth = transformer_layers(&fields, &layers_per_block)?;
-        let mid_block = match fields.get("mid_block_type") {
-            None => !fields.is_null("mid_block_type"),
-            Some(value) if value == "UNetMidBlock2DCrossAttn" => true,
-            Some(_) => return Err(fields.unsupported("mid_block_type", "\"UNetMidBlock2DCrossAttn\" or null")),
+        let Blocks { down, mid, up } = blocks(&fields, &block_out_channels, conditional)?;
+        let channels = if conditional { 4 } else { 3 };
+        let act = activation(&fields, "act_fn")?.unwrap_or(Activation::Silu);
+        let always = |act: Activation| if conditional { act } else { Activation::Silu };
+        let cross_attention_dim = if conditional { cross_attention_dim(&fields, levels)? } else { 0 };
+        let hidden = if conditional { hidden_projection(&fields)? } else { None };
+        let text = match hidden {
+            None => Some(cross_attention_dim),
+            Some(HiddenProjection::Text { width } | HiddenProjection::TextImage { width }) => Some(width),
+            Some(HiddenProjection::Image { .. }) => None,
         };
-        let time_embed_dim = fields.count("time_embedding_dim", 4 * block_out_channels[0])?;
         let config = Self {
             sample_size: sample_size(&fields)?,
-            in_channels: fields.count("in_channels", 4)?,
-            out_channels: fields.count("out_channels", 4)?,
+            in_channels: fields.count("in_channels", channels)?,
+            out_channels: fields.count("out_channels", channels)?,
             flip_sin_to_cos: fields.flag("flip_sin_to_cos", true)?,
             freq_shift: fields.number("freq_shift", 0.0)?,
-            time_embed_dim,
+            time_embed_dim: fields.count("time_embedding_dim", 4 * block_out_channels[0])?,
+            embed_act: always(act),
+            time_post_act: activation(&fields, "timestep_post_act")?.unwrap_or(Activation::None),
+            time_act: activation(&fields, "time_embedding_act_fn")?.unwrap_or(Activation::None),
             time_cond_proj_dim: fields.optional_count("time_cond_proj_dim")?,
             class: class_embedding(&fields)?,
             text_time: text_time(&fields)?,
-            down_attention,
-            mid_block,
-            up_attention,
-            layers_per_block,
-            down_transformer_layers: depth.down,
-            mid_transformer_layers: depth.mid,
-            up_transformer_layers: depth.up,
-            head_count: fields.per_level("attention_head_dim", 8, levels)?,
-            only_cross_attention: only_cross_attention(&fields, levels)?,
-            cross_attention_dim: cross_attention_dim(&fields, levels)?,
+            addition: addition(&fields, text)?,
+            hidden,
+            down,
+            mid,
+            up,
+            cross_attention_dim,
+            cross_norm: cross_norm(&fields)?,
             use_linear_projection: fields.flag("use_linear_projection", false)?,
             upcast_attention: fields.flag("upcast_attention", false)?,
             norm_num_groups: norm_num_groups(&fields)?,
             norm_eps: fields.positive("norm_eps", 1e-5)?,
+            act,
+            out_act: always(act),
+            scale_shift: scale_shift(&fields)?,
+            skip_time_act: conditional && fields.flag("resnet_skip_time_act", false)?,
+            resnet_scale: if conditional { fields.positive("resnet_out_scale_factor", 1.0)? } else { 1.0 },
+            mid_scale: fields.positive("mid_block_scale_factor", 1.0)?,
             block_out_channels,
         };
-        config.check_divisibility(place)?;
+        config.check_divisibility(&fields, place)?;
         Ok(config)
     }
 
-    /// Groups and heads must divide the channels of every level where they are used.
-    fn check_divisibility(&self, place: &str) -> Result<()> {
-        let levels = self.block_out_channels.len();
+    /// Width of the text vectors that the UNet takes, if it takes any.
+    pub fn text_width(&self) -> Option<usize> {
+        let reads = self.reads_text().then_some(self.cross_attention_dim);
+        match self.hidden {
+            None => reads.or(matches!(self.addition, Some(Addition::Text { .. })).then_some(self.cross_attention_dim)),
+            Some(HiddenProjection::Text { width } | HiddenProjection::TextImage { width }) => Some(width),
+            Some(HiddenProjection::Image { .. }) => None,
+        }
+    }
+
+    /// Width of a picture's embedding that the UNet takes, if it takes one.
+    pub fn image_width(&self) -> Option<usize> {
+        match (self.hidden, self.addition) {
+            (Some(HiddenProjection::Image { width }), _) => Some(width),
+            (Some(HiddenProjection::TextImage { .. }), _) | (_, Some(Addition::TextImage)) => {
+                Some(self.cross_attention_dim)
+            }
+            // diffusers calls the width of the picture's embedding that of the encoder's vectors.
+            (Some(HiddenProjection::Text { width }), Some(Addition::Image)) => Some(width),
+            _ => None,
+        }
+    }
+
+    /// Heads of every block on the way down.
+    pub fn head_counts(&self) -> Vec<usize> {
+        self.down.iter().map(|block| block.head_count).collect()
+    }
+
+    /// The same with the heads of another UNet of as many blocks.
+    #[must_use]
+    pub fn with_heads_of(&self, other: &Self) -> Self {
+        let mut same = self.clone();
+        let heads = other.down.iter().chain(&other.up).map(|block| block.head_count);
+        same.down.iter_mut().chain(&mut same.up).zip(heads).for_each(|(block, count)| block.head_count = count);
+        if let (Some(mine), Some(theirs)) = (&mut same.mid, other.mid) {
+            mine.head_count = theirs.head_count;
+        }
+        same
+    }
+
+    /// Whether some block reads the text.
+    pub fn reads_text(&self) -> bool {
+        let mid =
+            self.mid.is_some_and(|mid| matches!(mid.kind, MidKind::CrossAttention | MidKind::SimpleCrossAttention));
+        mid || self.down.iter().chain(&self.up).any(|block| block.kind.reads_text())
+    }
+
+    /// Groups must divide the channels of every level, and what cross-attention normalises.
+    fn check_divisibility(&self, fields: &Fields<'_>, place: &str) -> Result<()> {
         for (level, &channels) in self.block_out_channels.iter().enumerate() {
-            let fault = |field: &str, divisor: usize| {
-                let error = Error::new("config").at(format!("{place}: `{field}`")).found(divisor);
-                error.expected(format!("a divisor of level {level}'s {channels} channels"))
-            };
             if !channels.is_multiple_of(self.norm_num_groups) {
-                return Err(fault("norm_num_groups", self.norm_num_groups));
-            }
-            let innermost = level + 1 == levels && self.mid_block;
-            let attends = self.down_attention[level] || self.up_attention[levels - 1 - level] || innermost;
-            if attends && !channels.is_multiple_of(self.head_count[level]) {
-                return Err(fault("attention_head_dim", self.head_count[level]));
+                let error = Error::new("config").at(format!("{place}: `norm_num_groups`")).found(self.norm_num_groups);
+                return Err(error.expected(format!("a divisor of level {level}'s {channels} channels")));
             }
         }
-        if self.block_out_channels[0] < 2 {
-            let error = Error::new("config").at(format!("{place}: `block_out_channels`"));
-            return Err(error.expected("a first entry of 2 or more").found(self.block_out_channels[0]));
+        let simple = |block: &&Block| block.kind == BlockKind::SimpleCrossAttention;
+        let mut widths: Vec<usize> = self.down.iter().chain(&self.up).filter(simple).map(|b| b.channels).collect();
+        if self.mid.is_some_and(|mid| mid.kind == MidKind::SimpleCrossAttention) {
+            widths.extend(self.block_out_channels.last());
         }
-        Ok(())
+        let dim = self.cross_attention_dim;
+        match self.cross_norm {
+            Some(CrossNorm::Group) if !widths.is_empty() && !dim.is_multiple_of(32) => {
+                Err(fields.unsupported("cross_attention_norm", &format!("32 groups to divide the {dim} channels")))
+            }
+            // diffusers makes this norm as wide as the block.
+            Some(CrossNorm::Layer) if widths.iter().any(|width| *width != dim) => Err(fields.unsupported(
+                "cross_attention_norm",
+                &format!("\"group_norm\", as not all blocks have the text vectors' {dim} channels"),
+            )),
+            _ if self.block_out_channels[0] < 2 => {
+                let error = Error::new("config").at(format!("{place}: `block_out_channels`"));
+                Err(error.expected("a first entry of 2 or more").found(self.block_out_channels[0]))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// Errors for every field with a value that changes the computation in a way that is not implemented.
-fn refuse_unimplemented(fields: &Fields<'_>) -> Result<()> {
+fn refuse_unimplemented(fields: &Fields<'_>, conditional: bool) -> Result<()> {
     for (name, accepted) in [
-        ("act_fn", json!(["silu", "swish"])),
-        ("addition_embed_type", json!(["text_time"])),
-        ("attention_type", json!(["default"])),
         ("center_input_sample", json!([false])),
+        ("downsample_padding", json!([1])),
+        ("time_embedding_type", json!(["positional"])),
+    ] {
+        fields.neutral(name, accepted.as_array().map_or(&[], Vec::as_slice))?;
+    }
+    if !conditional {
+        return Ok(());
+    }
+    for (name, accepted) in [
+        ("attention_type", json!(["default"])),
         ("class_embeddings_concat", json!([false])),
         ("conv_in_kernel", json!([3])),
         ("conv_out_kernel", json!([3])),
-        ("cross_attention_norm", json!([])),
-        ("downsample_padding", json!([1])),
         ("dual_cross_attention", json!([false])),
-        ("encoder_hid_dim", json!([])),
-        ("encoder_hid_dim_type", json!([])),
-        ("mid_block_only_cross_attention", json!([false])),
-        ("mid_block_scale_factor", json!([1])),
         ("num_attention_heads", json!([])),
-        ("resnet_out_scale_factor", json!([1])),
-        ("resnet_skip_time_act", json!([false])),
-        ("resnet_time_scale_shift", json!(["default"])),
-        ("time_embedding_act_fn", json!([])),
-        ("time_embedding_type", json!(["positional"])),
-        ("timestep_post_act", json!([])),
     ] {
         fields.neutral(name, accepted.as_array().map_or(&[], Vec::as_slice))?;
     }
     Ok(())
 }
 
-/// A flag for all levels, or one for each.
-fn only_cross_attention(fields: &Fields<'_>, levels: usize) -> Result<Vec<bool>> {
-    const NAME: &str = "only_cross_attention";
-    match fields.get(NAME) {
-        Some(Value::Array(list)) if list.len() == levels && list.iter().all(Value::is_boolean) => {
-            Ok(list.iter().map(|value| value == true).collect())
-        }
-        Some(Value::Array(_)) => {
-            Err(fields.unsupported(NAME, &format!("true or false, or a list of them for each of the {levels} levels")))
-        }
-        _ => Ok(vec![fields.flag(NAME, false)?; levels]),
+/// An activation by diffusers' word for it.
+fn activation(fields: &Fields<'_>, name: &str) -> Result<Option<Activation>> {
+    match fields.get(name).map(|word| word.as_str().unwrap_or("").to_lowercase()).as_deref() {
+        None => Ok(None),
+        Some("silu" | "swish") => Ok(Some(Activation::Silu)),
+        Some("gelu") => Ok(Some(Activation::Gelu)),
+        Some(_) => Err(fields.unsupported(name, "\"silu\", \"swish\" or \"gelu\"")),
     }
 }
 
-/// The class embedding, whose kind `num_class_embeds` tells where `class_embed_type` does not.
-fn class_embedding(fields: &Fields<'_>) -> Result<Option<ClassEmbedding>> {
-    const KINDS: &str = "\"timestep\", \"identity\", \"projection\", \"simple_projection\" or null";
-    let Some(kind) = fields.get("class_embed_type") else {
-        return Ok(fields.optional_count("num_class_embeds")?.map(|count| ClassEmbedding::Table { count }));
-    };
-    let inputs = || fields.count("projection_class_embeddings_input_dim", None);
-    match kind.as_str() {
-        Some("timestep") => Ok(Some(ClassEmbedding::Timestep)),
-        Some("identity") => Ok(Some(ClassEmbedding::Identity)),
-        Some("projection") => Ok(Some(ClassEmbedding::Projection { inputs: inputs()? })),
-        Some("simple_projection") => Ok(Some(ClassEmbedding::SimpleProjection { inputs: inputs()? })),
-        _ => Err(fields.unsupported("class_embed_type", KINDS)),
-    }
-}
-
-/// The two halves of the U.
-#[derive(Clone, Copy)]
-enum Direction {
-    Down,
-    Up,
-}
-
-/// Which blocks of one half have attention.
-fn block_types(fields: &Fields<'_>, direction: Direction, levels: usize) -> Result<Vec<bool>> {
-    let (name, with, without) = match direction {
-        Direction::Down => ("down_block_types", "CrossAttnDownBlock2D", "DownBlock2D"),
-        Direction::Up => ("up_block_types", "CrossAttnUpBlock2D", "UpBlock2D"),
-    };
-    let default = match direction {
-        Direction::Down => [with, with, with, without],
-        Direction::Up => [without, with, with, with],
-    };
-    let read = |word: &str| (word == with || word == without).then_some(word == with);
-    let types = fields.words(name, &default, read, &format!("a list of \"{with}\" and \"{without}\""))?;
-    if types.len() == levels {
-        Ok(types)
-    } else {
-        Err(fields.unsupported(name, &format!("one entry for each of the {levels} `block_out_channels`")))
-    }
-}
-
-/// Numbers of transformer blocks per attention.
-struct TransformerLayers {
-    down: Vec<Vec<usize>>,
-    mid: usize,
-    up: Vec<Vec<usize>>,
-}
-
-/// `transformer_layers_per_block` is a count, a list with a count per level, or (asymmetric models) a list of lists with
-/// a count per layer, which needs `reverse_transformer_layers_per_block`.
-fn transformer_layers(fields: &Fields<'_>, layers: &[usize]) -> Result<TransformerLayers> {
-    const NAME: &str = "transformer_layers_per_block";
-    const REVERSE: &str = "reverse_transformer_layers_per_block";
-    let up_layers: Vec<usize> = layers.iter().rev().map(|n| n + 1).collect();
-    let one = json!(1);
-    let value = fields.get(NAME).unwrap_or(&one);
-    let down = nested(fields, NAME, value, layers)?;
-    let up = match fields.get(REVERSE) {
-        Some(reverse) => nested(fields, REVERSE, reverse, &up_layers)?,
-        None => match value {
-            Value::Array(list) if list.iter().any(Value::is_array) => {
-                return Err(fields.unsupported(REVERSE, "a list of lists, as `transformer_layers_per_block` is one"));
-            }
-            Value::Array(list) => {
-                nested(fields, NAME, &Value::Array(list.iter().rev().cloned().collect()), &up_layers)?
-            }
-            value => nested(fields, NAME, value, &up_layers)?,
-        },
-    };
-    fields.few_layers(NAME, &down.concat())?;
-    fields.few_layers(REVERSE, &up.concat())?;
-    // The middle block has one attention and takes the first entry where the innermost level has a list.
-    let mid = down.last().and_then(|level| level.first()).copied().unwrap_or(1);
-    Ok(TransformerLayers { down, mid, up })
-}
-
-/// One half's counts as `[level][layer]`.
-fn nested(fields: &Fields<'_>, name: &str, value: &Value, layers: &[usize]) -> Result<Vec<Vec<usize>>> {
-    let fault = || fields.unsupported(name, "a count, or a list with a count or a list of counts for each level");
-    let depth = |value: &Value| if value == 0 { Some(0) } else { count(value) };
-    let level = |value: &Value, layers: usize| match value {
-        Value::Array(list) => list.get(..layers)?.iter().map(depth).collect::<Option<Vec<_>>>(),
-        value => depth(value).map(|n| vec![n; layers]),
-    };
-    match value {
-        Value::Array(list) if list.len() == layers.len() => {
-            list.iter().zip(layers).map(|(v, &n)| level(v, n).ok_or_else(fault)).collect()
-        }
-        Value::Array(_) => Err(fault()),
-        value => layers.iter().map(|&n| level(value, n).ok_or_else(fault)).collect(),
+fn scale_shift(fields: &Fields<'_>) -> Result<bool> {
+    const NAME: &str = "resnet_time_scale_shift";
+    match fields.word(NAME, "default")? {
+        "default" => Ok(false),
+        "scale_shift" => Ok(true),
+        _ => Err(fields.unsupported(NAME, "\"default\" or \"scale_shift\"")),
     }
 }
 
@@ -332,17 +284,6 @@ fn norm_num_groups(fields: &Fields<'_>) -> Result<usize> {
         return Err(fields.unsupported("norm_num_groups", "a positive integer"));
     }
     fields.count("norm_num_groups", 32)
-}
-
-fn text_time(fields: &Fields<'_>) -> Result<Option<TextTimeConfig>> {
-    if fields.get("addition_embed_type").is_none() {
-        return Ok(None);
-    }
-    let time_embed_dim = fields.count("addition_time_embed_dim", None)?;
-    if time_embed_dim < 2 {
-        return Err(fields.unsupported("addition_time_embed_dim", "2 or more"));
-    }
-    Ok(Some(TextTimeConfig { time_embed_dim, input_dim: fields.count("projection_class_embeddings_input_dim", None)? }))
 }
 
 #[cfg(test)]

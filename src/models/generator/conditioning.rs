@@ -1,5 +1,5 @@
-//! What a UNet is told beside its sample and the text: timestep, guidance, sizes, class labels; and the one vector that
-//! comes of it.
+//! What a UNet is told beside its sample and the text: timestep, guidance, sizes, class labels; and the time embedding, the
+//! one vector that comes of it.
 
 use crate::error::Error;
 use crate::graph::{Graph, Operand, Value};
@@ -7,6 +7,7 @@ use crate::kernels::elementwise::Activation;
 use crate::kernels::embed;
 use crate::kernels::sinusoid::Sinusoid;
 use crate::models::config::{ClassEmbedding, UnetConfig};
+use crate::models::generator::context::TextKeys;
 use crate::models::nn::{self, Linear};
 use crate::weights::Weights;
 
@@ -34,29 +35,45 @@ impl Conditioning {
     }
 }
 
-/// Everything that a resnet takes from the timestep and the added conditioning: SiLU(embedding) [B, 1, 1, E].
-pub(super) fn time_embedding(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Conditioning) -> Value {
+/// The time embedding as resnets take it, [B, 1, 1, E].
+pub(super) struct TimeEmbedding {
+    /// For those that apply their activation to it.
+    pub activated: Value,
+    /// For those that do not; the same value where there are none.
+    pub raw: Value,
+}
+
+/// The sum of everything that a resnet takes from the timestep and the added conditioning.
+pub(super) fn time_embedding(
+    g: &mut Graph,
+    w: &Weights<'_>,
+    config: &UnetConfig,
+    given: Conditioning,
+    text: &TextKeys,
+) -> TimeEmbedding {
     let parts = [
         Some(Part::Timestep),
         config.class.map(Part::Class),
         config.text_time.is_some().then_some(Part::TextTime),
+        config.addition.is_some().then_some(Part::Prompt),
     ];
     let parts: Vec<Part> = parts.into_iter().flatten().collect();
-    let mut sum = None;
+    // One activation is part of the last operation; only where two follow each other is there one more.
+    let fused = config.time_act == Activation::None && !config.skip_time_act;
+    let last = if fused { config.act } else { config.time_act };
+    let mut sum = given.timestep;
     for (index, part) in parts.iter().enumerate() {
-        let activation = if index + 1 == parts.len() { Activation::Silu } else { Activation::None };
-        let alone = if sum.is_none() { activation } else { Activation::None };
+        let activation = if index + 1 == parts.len() { last } else { Activation::None };
         let x = match part {
-            Part::Timestep => timestep(g, w, config, given, alone),
+            Part::Timestep => timestep(g, w, config, given, activation),
             Part::Class(class) => class_embedding(g, w, config, *class, given),
             Part::TextTime => text_time(g, w, config, given),
+            Part::Prompt => required(g, text.added(), "what the prompt adds", "addition_embed_type").unwrap_or(sum),
         };
-        sum = Some(match sum {
-            None => x,
-            Some(before) => nn::add(g, "time_embedding", before, x, activation),
-        });
+        sum = if index == 0 { x } else { nn::add(g, "time_embedding", sum, x, activation) };
     }
-    sum.unwrap_or(given.timestep)
+    let activated = if fused { sum } else { nn::activate(g, "time_embedding", sum, config.act) };
+    TimeEmbedding { activated, raw: sum }
 }
 
 /// A summand of the embedding.
@@ -64,6 +81,7 @@ enum Part {
     Timestep,
     Class(ClassEmbedding),
     TextTime,
+    Prompt,
 }
 
 fn sinusoid(config: &UnetConfig, batch: u32, inputs: u32, dim: u32) -> Sinusoid {
@@ -98,7 +116,12 @@ fn timestep(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, given: Conditio
         let linear = Linear { bias: false, residual: Some(x), ..Linear::new(channels) };
         x = nn::linear(g, &w.at("cond_proj"), condition, linear);
     }
-    mlp(g, &w, x, config.time_embed_dim as u32, Activation::Silu, last)
+    let embed = config.time_embed_dim as u32;
+    if config.time_post_act == Activation::None {
+        return mlp(g, &w, x, embed, config.embed_act, last);
+    }
+    let x = mlp(g, &w, x, embed, config.embed_act, config.time_post_act);
+    if last == Activation::None { x } else { nn::activate(g, "time_embedding", x, last) }
 }
 
 /// The class label [B, 1, 1, E].
@@ -118,7 +141,7 @@ fn class_embedding(
             let batch = g.shape(label).batch;
             let wave = sinusoid(config, batch, 1, config.block_out_channels[0] as u32);
             let x = nn::sinusoid(g, "class_proj", label, wave);
-            mlp(g, &w, x, embed, Activation::Silu, Activation::None)
+            mlp(g, &w, x, embed, config.embed_act, Activation::None)
         }
         ClassEmbedding::Identity => label,
         ClassEmbedding::Projection { .. } => mlp(g, &w, label, embed, Activation::Silu, Activation::None),

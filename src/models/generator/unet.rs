@@ -1,23 +1,21 @@
-//! The latent UNet of Stable Diffusion 1.x, 2.x and XL (diffusers `UNet2DConditionModel`).
+//! The UNet of every diffusion model here (diffusers `UNet2DConditionModel` and `UNet2DModel`): over Stable Diffusion's
+//! latents, over pictures in DeepFloyd IF and Karlo.
 
 use std::collections::HashMap;
 
+use crate::error::Error;
 use crate::graph::{Graph, Shape, Value};
 use crate::kernels::vector_bytes;
-use crate::models::config::UnetConfig;
+use crate::models::config::{Block, BlockKind, MidBlock, MidKind, UnetConfig};
 pub use crate::models::generator::conditioning::Conditioning;
-use crate::models::generator::conditioning::time_embedding;
-use crate::models::generator::context::TextKeys;
-use crate::models::nn::{self, Conv, Heads, Linear, Resnet};
+use crate::models::generator::conditioning::{TimeEmbedding, time_embedding};
+use crate::models::generator::context::{TextKeys, block_heads, mid_heads};
+use crate::models::generator::unet_blocks::{added_attention, self_attention, transformer};
+use crate::models::nn::{self, Conv, Norm, Resize, Resnet, ResnetBlock};
 use crate::weights::Weights;
 
-/// Epsilon of the GroupNorm before a transformer (diffusers `Transformer2DModel`).
-const TRANSFORMER_NORM_EPS: f32 = 1e-6;
-/// Epsilon of a transformer block's LayerNorms (diffusers `BasicTransformerBlock`).
-const BLOCK_NORM_EPS: f32 = 1e-5;
-
-/// sample [B, H, W, C] -> prediction [B, H, W, C], where H and W need not be even. `text` holds what the cross-attentions
-/// read of the prompt.
+/// sample [B, H, W, C] -> prediction [B, H, W, C']. Where convolutions change the size, H and W need not be even; where
+/// resnets do, sides that the levels do not divide are a fault of the graph. `text` holds what the UNet reads of the prompt.
 pub fn unet(
     g: &mut Graph,
     w: &Weights<'_>,
@@ -26,9 +24,9 @@ pub fn unet(
     given: Conditioning,
     text: &TextKeys,
 ) -> Value {
-    let time = time_embedding(g, w, config, given); // [B, E], activated
-    g.tap("unet.time", time);
-    let times = time_projections(g, w, config, time);
+    let time = time_embedding(g, w, config, given, text);
+    g.tap("unet.time", time.activated);
+    let times = time_projections(g, w, config, &time);
     let mut unet = Unet { g, w, config, times, text };
     let x = nn::conv3x3(unet.g, &w.at("conv_in"), sample, config.block_out_channels[0] as u32);
     unet.g.tap("unet.conv_in", x);
@@ -36,28 +34,41 @@ pub fn unet(
     let x = unet.middle(x);
     let x = unet.up(x, &mut skips);
     let Unet { g, .. } = unet;
-    let x = nn::group_norm(g, &w.at("conv_norm_out"), x, config.norm_num_groups as u32, config.norm_eps as f32, true);
+    let norm = Norm::new(config.norm_num_groups as u32, config.norm_eps as f32);
+    let x = nn::group_norm_with(g, &w.at("conv_norm_out"), x, Norm { activation: config.out_act, ..norm });
     let x = nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32);
     g.tap("unet", x);
     x
 }
 
-/// The paths and output channels of all resnets.
-fn resnets(config: &UnetConfig) -> Vec<(String, u32)> {
-    let levels = config.block_out_channels.len();
-    let channels = |level: usize| config.block_out_channels[level] as u32;
+/// A resnet that takes the time embedding.
+struct Timed {
+    path: String,
+    channels: u32,
+    /// Without its activation.
+    raw: bool,
+}
+
+/// All resnets.
+fn resnets(config: &UnetConfig) -> Vec<Timed> {
     let mut all = Vec::new();
-    for level in 0..levels {
-        let layers = 0..config.layers_per_block[level];
-        all.extend(layers.map(|layer| (format!("down_blocks.{level}.resnets.{layer}"), channels(level))));
+    for (half, blocks, resizer) in
+        [("down_blocks", &config.down, "downsamplers"), ("up_blocks", &config.up, "upsamplers")]
+    {
+        for (index, block) in blocks.iter().enumerate() {
+            let raw = config.skip_time_act && block.kind.takes_resnet_options();
+            let timed = |path: String| Timed { path, channels: block.channels as u32, raw };
+            all.extend((0..block.layers).map(|layer| timed(format!("{half}.{index}.resnets.{layer}"))));
+            if index + 1 < blocks.len() && block.kind.resizes_by_resnet() {
+                all.push(timed(format!("{half}.{index}.{resizer}.0")));
+            }
+        }
     }
-    if config.mid_block {
-        all.extend([0, 1].map(|layer| (format!("mid_block.resnets.{layer}"), channels(levels - 1))));
-    }
-    for block in 0..levels {
-        let level = levels - 1 - block;
-        let layers = 0..config.layers_per_block[level] + 1;
-        all.extend(layers.map(|layer| (format!("up_blocks.{block}.resnets.{layer}"), channels(level))));
+    if let Some(mid) = config.mid {
+        let channels = config.block_out_channels[config.block_out_channels.len() - 1] as u32;
+        let raw = config.skip_time_act && mid.kind == MidKind::SimpleCrossAttention;
+        let count = if let MidKind::Resnets(count) = mid.kind { count } else { 2 };
+        all.extend((0..count).map(|layer| Timed { path: format!("mid_block.resnets.{layer}"), channels, raw }));
     }
     all
 }
@@ -65,30 +76,33 @@ fn resnets(config: &UnetConfig) -> Vec<(String, u32)> {
 /// Where a resnet's channels of the projected timestep lie, by the resnet's path.
 type Times = HashMap<String, (Value, u32)>;
 
-/// The layers `time_emb_proj` of all resnets read the same two rows, so they are one product, or as few as the largest
+/// The layers `time_emb_proj` of all resnets read the same few rows, so they are one product, or as few as the largest
 /// binding allows for their weights.
-fn time_projections(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, time: Value) -> Times {
-    let row_bytes = u64::from(g.shape(time).vectors()) * vector_bytes(g.precision());
+fn time_projections(g: &mut Graph, w: &Weights<'_>, config: &UnetConfig, time: &TimeEmbedding) -> Times {
+    let chunks = if config.scale_shift { 2 } else { 1 };
+    let row_bytes = u64::from(g.shape(time.raw).vectors()) * vector_bytes(g.precision());
     let most = (g.limits().binding / row_bytes) as u32;
-    let mut groups: Vec<Vec<(String, u32)>> = Vec::new();
+    let mut groups: Vec<Vec<Timed>> = Vec::new();
     let mut rows = 0;
-    for (path, channels) in resnets(config) {
+    for timed in resnets(config) {
         // A packed weight is whole panels, and the keys of one weight are counted in a byte.
-        rows += channels.next_multiple_of(32);
+        let own = (chunks * timed.channels.next_multiple_of(4)).next_multiple_of(32);
+        rows += own;
         match groups.last_mut() {
-            Some(group) if rows <= most && group.len() < 256 => group.push((path, channels)),
+            Some(group) if rows <= most && group.len() < 256 && group[0].raw == timed.raw => group.push(timed),
             _ => {
-                rows = channels.next_multiple_of(32);
-                groups.push(vec![(path, channels)]);
+                rows = own;
+                groups.push(vec![timed]);
             }
         }
     }
     let mut times = Times::new();
     for group in groups {
-        let layer = |(path, channels): &(String, u32)| (w.at(path).at("time_emb_proj"), *channels);
+        let layer = |timed: &Timed| (w.at(&timed.path).at("time_emb_proj"), chunks * timed.channels);
         let layers: Vec<_> = group.iter().map(layer).collect();
-        let (value, begins) = nn::linears(g, "time_emb_proj", &layers, time);
-        times.extend(group.into_iter().zip(begins).map(|((path, _), begin)| (path, (value, begin))));
+        let x = if group[0].raw { time.raw } else { time.activated };
+        let (value, begins) = nn::linears(g, "time_emb_proj", &layers, chunks, x);
+        times.extend(group.into_iter().zip(begins).map(|(timed, begin)| (timed.path, (value, begin))));
     }
     times
 }
@@ -106,21 +120,22 @@ impl Unet<'_, '_> {
     fn down(&mut self, mut x: Value) -> (Value, Vec<Value>) {
         let config = self.config;
         let mut skips = vec![x];
-        let levels = config.block_out_channels.len();
-        for level in 0..levels {
+        for (level, block) in config.down.iter().enumerate() {
             let w = self.w.at("down_blocks").at(level);
-            let channels = config.block_out_channels[level] as u32;
-            for layer in 0..config.layers_per_block[level] {
-                x = self.resnet(&w.at("resnets").at(layer), x, None, channels);
-                if config.down_attention[level] {
-                    let depth = config.down_transformer_layers[level][layer];
-                    x = self.transformer(&w.at("attentions").at(layer), x, config.head_count[level] as u32, depth);
-                }
+            let channels = block.channels as u32;
+            for layer in 0..block.layers {
+                x = self.resnet(&w.at("resnets").at(layer), x, None, self.options(block));
+                x = self.attention(&w.at("attentions").at(layer), x, block, layer);
                 skips.push(x);
             }
-            if level + 1 < levels {
-                let half = Conv { stride: 2, ..Conv::new(channels, 3) };
-                x = nn::conv(self.g, &w.at("downsamplers.0.conv"), x, half);
+            if level + 1 < config.down.len() {
+                x = if block.kind.resizes_by_resnet() {
+                    let half = Options { resize: Some(Resize::Halve), ..self.options(block) };
+                    self.resnet(&w.at("downsamplers.0"), x, None, half)
+                } else {
+                    let half = Conv { stride: 2, ..Conv::new(channels, 3) };
+                    nn::conv(self.g, &w.at("downsamplers.0.conv"), x, half)
+                };
                 skips.push(x);
             }
             self.g.tap(&format!("unet.down_blocks.{level}"), x);
@@ -129,93 +144,125 @@ impl Unet<'_, '_> {
     }
 
     fn middle(&mut self, mut x: Value) -> Value {
-        let config = self.config;
-        if !config.mid_block {
-            return x;
-        }
+        let Some(mid) = self.config.mid else { return x };
         let w = self.w.at("mid_block");
-        let channels = self.g.shape(x).channels;
-        let heads = config.head_count[config.head_count.len() - 1] as u32;
-        x = self.resnet(&w.at("resnets.0"), x, None, channels);
-        x = self.transformer(&w.at("attentions.0"), x, heads, config.mid_transformer_layers);
-        x = self.resnet(&w.at("resnets.1"), x, None, channels);
+        let options =
+            Options { channels: self.g.shape(x).channels, divisor: self.config.mid_scale as f32, resize: None };
+        x = self.resnet(&w.at("resnets.0"), x, None, options);
+        x = self.middle_attention(&w.at("attentions.0"), x, mid);
+        if mid.kind != MidKind::Resnets(1) {
+            x = self.resnet(&w.at("resnets.1"), x, None, options);
+        }
         self.g.tap("unet.mid_block", x);
         x
     }
 
     fn up(&mut self, mut x: Value, skips: &mut Vec<Value>) -> Value {
         let config = self.config;
-        let levels = config.block_out_channels.len();
-        for block in 0..levels {
-            let w = self.w.at("up_blocks").at(block);
-            let level = levels - 1 - block;
-            let channels = config.block_out_channels[level] as u32;
-            for layer in 0..config.layers_per_block[level] + 1 {
+        for (index, block) in config.up.iter().enumerate() {
+            let w = self.w.at("up_blocks").at(index);
+            let channels = block.channels as u32;
+            for layer in 0..block.layers {
                 let skip =
                     skips.pop().unwrap_or_else(|| panic!("{}: the UNet has more resnets up than down", w.path()));
-                x = self.resnet(&w.at("resnets").at(layer), x, Some(skip), channels);
-                if config.up_attention[block] {
-                    let depth = config.up_transformer_layers[block][layer];
-                    x = self.transformer(&w.at("attentions").at(layer), x, config.head_count[level] as u32, depth);
-                }
+                let place = w.at("resnets").at(layer);
+                let Some(skip) = self.fitting(&place, x, skip) else { return x };
+                x = self.resnet(&place, x, Some(skip), self.options(block));
+                x = self.attention(&w.at("attentions").at(layer), x, block, layer);
             }
-            if let (Some(skip), true) = (skips.last(), block + 1 < levels) {
-                let to = self.g.shape(*skip);
-                let double = Conv { upsample: Some((to.height, to.width)), ..Conv::new(channels, 3) };
-                x = nn::conv(self.g, &w.at("upsamplers.0.conv"), x, double);
+            if let (Some(skip), true) = (skips.last(), index + 1 < config.up.len()) {
+                x = if block.kind.resizes_by_resnet() {
+                    let double = Options { resize: Some(Resize::Double), ..self.options(block) };
+                    self.resnet(&w.at("upsamplers.0"), x, None, double)
+                } else {
+                    let to = self.g.shape(*skip);
+                    let double = Conv { upsample: Some((to.height, to.width)), ..Conv::new(channels, 3) };
+                    nn::conv(self.g, &w.at("upsamplers.0.conv"), x, double)
+                };
             }
-            self.g.tap(&format!("unet.up_blocks.{block}"), x);
+            self.g.tap(&format!("unet.up_blocks.{index}"), x);
         }
         x
     }
 
+    /// The skip connection, or the fault that a size does not halve and double to what it was.
+    fn fitting(&mut self, w: &Weights<'_>, x: Value, skip: Value) -> Option<Value> {
+        let [to, from] = [self.g.shape(skip), self.g.shape(x)].map(|shape| [shape.height, shape.width]);
+        if to == from {
+            return Some(skip);
+        }
+        let levels = self.config.block_out_channels.len() as u32;
+        self.g.fail(
+            Error::new("a size that this UNet cannot halve and double")
+                .at(w.path())
+                .expected(format!("height and width to be multiples of {}", 1 << (levels - 1)))
+                .found(format!("{} x {} beside {} x {}", from[0], from[1], to[0], to[1])),
+        );
+        None
+    }
+
+    fn options(&self, block: &Block) -> Options {
+        let divisor = if block.kind.takes_resnet_options() { self.config.resnet_scale as f32 } else { 1.0 };
+        Options { channels: block.channels as u32, divisor, resize: None }
+    }
+
     /// x [B, H, W, I], beside it the skip connection [B, H, W, J] -> [B, H, W, C] (diffusers `ResnetBlock2D`).
-    fn resnet(&mut self, w: &Weights<'_>, x: Value, skip: Option<Value>, channels: u32) -> Value {
-        let (groups, eps) = (self.config.norm_num_groups as u32, self.config.norm_eps as f32);
-        let g = &mut *self.g;
+    fn resnet(&mut self, w: &Weights<'_>, x: Value, skip: Option<Value>, options: Options) -> Value {
+        let config = self.config;
         let time = self.times.get(w.path()).copied();
         assert!(time.is_some(), "{}: a resnet that was not listed", w.path());
-        let y = nn::resnet(g, w, x, Resnet { out: channels, second: skip, time, groups, eps });
-        g.tap(&format!("unet.{}", w.path()), y);
+        let Options { channels, divisor, resize } = options;
+        let (groups, eps) = (config.norm_num_groups as u32, config.norm_eps as f32);
+        let shift = time.filter(|_| config.scale_shift).map(|(_, begin)| begin + channels.next_multiple_of(4));
+        let base = Resnet { out: channels, second: skip, time, groups, eps };
+        let block = ResnetBlock { base, activation: config.act, shift, resize, divisor };
+        let y = nn::resnet_block(self.g, w, x, block);
+        self.g.tap(&format!("unet.{}", w.path()), y);
         y
     }
 
-    /// x [B, H, W, C] -> [B, H, W, C] (diffusers `Transformer2DModel`).
-    fn transformer(&mut self, w: &Weights<'_>, x: Value, head_count: u32, depth: usize) -> Value {
-        let channels = self.g.shape(x).channels;
-        let heads = Heads { count: head_count, width: channels / head_count };
-        let h =
-            nn::group_norm(self.g, &w.at("norm"), x, self.config.norm_num_groups as u32, TRANSFORMER_NORM_EPS, false);
-        let mut h = nn::linear(self.g, &w.at("proj_in"), h, Linear::new(channels));
-        for block in 0..depth {
-            h = transformer_block(self.g, &w.at("transformer_blocks").at(block), h, self.text, heads);
-        }
-        let out = Linear { residual: Some(x), ..Linear::new(channels) };
-        let y = nn::linear(self.g, &w.at("proj_out"), h, out);
+    /// The attention behind a resnet, if the block has any.
+    fn attention(&mut self, w: &Weights<'_>, x: Value, block: &Block, layer: usize) -> Value {
+        let (config, text, heads) = (self.config, self.text, block_heads(block));
+        let y = match block.kind {
+            BlockKind::Plain | BlockKind::Resnet => return x,
+            BlockKind::CrossAttention => {
+                transformer(self.g, w, config, x, text, heads, block.transformer_layers[layer])
+            }
+            BlockKind::SimpleCrossAttention => {
+                added_attention(self.g, w, config, x, text, heads, block.only_cross_attention)
+            }
+            BlockKind::SelfAttention { .. } => {
+                self_attention(self.g, w, config, x, Some(config.norm_num_groups), heads, 1.0)
+            }
+        };
+        self.g.tap(&format!("unet.{}", w.path()), y);
+        y
+    }
+
+    fn middle_attention(&mut self, w: &Weights<'_>, x: Value, mid: MidBlock) -> Value {
+        let (config, text, heads) = (self.config, self.text, mid_heads(self.config, mid.head_count));
+        let y = match mid.kind {
+            MidKind::Resnets(_) => return x,
+            MidKind::CrossAttention => transformer(self.g, w, config, x, text, heads, mid.transformer_layers),
+            MidKind::SimpleCrossAttention => {
+                added_attention(self.g, w, config, x, text, heads, mid.only_cross_attention)
+            }
+            MidKind::SelfAttention { groups } => {
+                self_attention(self.g, w, config, x, groups, heads, config.mid_scale as f32)
+            }
+        };
         self.g.tap(&format!("unet.{}", w.path()), y);
         y
     }
 }
 
-/// x [B, T, C] -> [B, T, C] (diffusers `BasicTransformerBlock`). The taps are x after each layer's residual
-/// addition.
-fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, text: &TextKeys, heads: Heads) -> Value {
-    let channels = g.shape(x).channels;
-    let tap = |g: &mut Graph, name: &str, value| g.tap(&format!("unet.{}.{name}", w.path()), value);
-    tap(g, "input", x);
-    let h = nn::layer_norm(g, &w.at("norm1"), x, BLOCK_NORM_EPS);
-    let first = w.at("attn1");
-    let x = nn::attention(g, &first, &nn::DIFFUSERS, h, text.find(first.path()), heads, x);
-    tap(g, "attn1", x);
-    let h = nn::layer_norm(g, &w.at("norm2"), x, BLOCK_NORM_EPS);
-    let cross = w.at("attn2");
-    let x = nn::attention(g, &cross, &nn::DIFFUSERS, h, Some(text.at(cross.path())), heads, x);
-    tap(g, "attn2", x);
-    let h = nn::layer_norm(g, &w.at("norm3"), x, BLOCK_NORM_EPS);
-    let h = nn::geglu(g, &w.at("ff.net.0.proj"), h, 4 * channels);
-    let x = nn::linear(g, &w.at("ff.net.2"), h, Linear { residual: Some(x), ..Linear::new(channels) });
-    tap(g, "ff", x);
-    x
+/// What differs between the resnets of a UNet.
+#[derive(Clone, Copy)]
+struct Options {
+    channels: u32,
+    divisor: f32,
+    resize: Option<Resize>,
 }
 
 /// The shape of the UNet's input for a latent of `height` x `width`.

@@ -193,15 +193,14 @@ fn notes(checkpoint: &Checkpoint, back: &Translated, marks: &[&str], place: &str
     let ours = &checkpoint.unet.config;
     match UnetConfig::from_json(&back.unet.config, place) {
         Ok(theirs) => {
-            note(ours.head_count != theirs.head_count, "the UNet's attention heads");
+            note(ours.head_counts() != theirs.head_counts(), "the UNet's attention heads");
             note(ours.sample_size != theirs.sample_size, "the default picture size");
             note(ours.norm_num_groups != theirs.norm_num_groups, "the UNet's normalisation groups");
             let same = UnetConfig {
-                head_count: theirs.head_count.clone(),
                 sample_size: theirs.sample_size,
                 norm_num_groups: theirs.norm_num_groups,
                 upcast_attention: theirs.upcast_attention,
-                ..ours.clone()
+                ..ours.with_heads_of(&theirs)
             };
             note(same != theirs, "all of the UNet's config");
         }

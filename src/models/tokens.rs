@@ -1,0 +1,84 @@
+//! Layers that treat a value's rows as tokens: joining, averaging and making them; and those that change a picture's size
+//! without weights. Part of [`super::nn`].
+
+use super::attention::Heads;
+use super::nn::{self, push};
+use crate::graph::{Graph, Shape, Value};
+use crate::kernels::elementwise::{self, Activation, Elementwise};
+use crate::kernels::pool::{Mode, Pool};
+use crate::kernels::{concat, embed};
+use crate::weights::Weights;
+
+/// A window of one place that leaves x as it is.
+fn place(from: Shape) -> Pool {
+    Pool {
+        batch: from.batch,
+        input: [from.height, from.width],
+        output: [from.height, from.width],
+        channels: from.channels,
+        mode: Mode::Mean,
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        enlarge: 1,
+        dtype: crate::tensor::DType::F32,
+    }
+}
+
+/// x [B, H, W, C] -> means of two by two places [B, floor(H / 2), floor(W / 2), C].
+pub fn halve(g: &mut Graph, label: &str, x: Value) -> Value {
+    let from = g.shape(x);
+    let output = [from.height / 2, from.width / 2].map(|side| side.max(1));
+    nn::pool(g, label, x, Pool { output, kernel: [2, 2], stride: [2, 2], ..place(from) })
+}
+
+/// x [B, H, W, C] -> every place twice along both axes [B, 2 H, 2 W, C].
+pub fn double(g: &mut Graph, label: &str, x: Value) -> Value {
+    let from = g.shape(x);
+    nn::pool(g, label, x, Pool { output: [2 * from.height, 2 * from.width], enlarge: 2, ..place(from) })
+}
+
+/// x [B, H, W, C] -> the mean of all places [B, 1, 1, C].
+pub fn mean(g: &mut Graph, label: &str, x: Value) -> Value {
+    let from = g.shape(x);
+    let all = [from.height, from.width];
+    nn::pool(g, label, x, Pool { output: [1, 1], kernel: all, stride: all, ..place(from) })
+}
+
+/// a [B, S, C], b [B, T, C] -> [B, S + T, C].
+pub fn concat_tokens(g: &mut Graph, label: &str, a: Value, b: Value) -> Value {
+    let (from, other) = (g.shape(a), g.shape(b));
+    assert!(from.batch == other.batch && from.channels == other.channels, "{label}: {from} and {other} do not join");
+    let dtype = g.dtype(a);
+    // All tokens of a batch element are one row of the kernel's.
+    let [first, second] = [from, other].map(|shape| 4 * shape.positions() * shape.vectors());
+    let call = concat::call(from.batch, first, second, dtype, g.limits());
+    let shape = Shape::tokens(from.batch, from.positions() + other.positions(), from.channels);
+    push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
+/// x [B, 1, 1, K] -> `count` tokens [B, count, width] by one linear layer of count * width outputs.
+pub fn linear_tokens(g: &mut Graph, w: &Weights<'_>, x: Value, count: u32, width: u32) -> Value {
+    let from = g.shape(x);
+    let flat = nn::projected(g, w, x, Heads { count, width });
+    // The same numbers under another shape: a copy of whole rows, as a token is padded as a head is.
+    let shape = Shape::tokens(from.batch, count, width);
+    let dtype = g.dtype(flat);
+    let copy = Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation: Activation::None };
+    let call = elementwise::call(copy, shape.rows(), shape.channels, [dtype; 3], g.limits());
+    push(g, w.path(), call, vec![flat.into(), flat.into()], shape, dtype)
+}
+
+/// x [B, 1, 1, C] plus the vector [1, C] at `w`.
+pub fn add_vector(g: &mut Graph, w: &Weights<'_>, x: Value) -> Value {
+    let from = g.shape(x);
+    let dtype = g.dtype(x);
+    w.claim(&[&[1, from.channels], &[from.channels]]);
+    let vector = w.table(g, 0, 1, from.channels, dtype);
+    // A table's row and a position's, where the table is x itself.
+    let rows: Vec<f32> = (0..from.batch).flat_map(|row| [f32::from_bits(row), 0.0, 0.0, 0.0]).collect();
+    let rows = g.constant(rows);
+    let call = embed::call(from.batch, 1, from.channels, from.batch, dtype, g.limits());
+    let inputs = vec![rows.into(), vector.into(), x.into(), x.into(), x.into(), x.into()];
+    push(g, w.path(), call, inputs, from, dtype)
+}
