@@ -18,6 +18,7 @@ pub mod generator {
     pub mod unet;
     mod unet_blocks;
 }
+mod linears;
 pub mod nn;
 mod resnet;
 /// From tokens to vectors.
@@ -26,3 +27,4 @@ pub mod text {
     pub mod clip;
 }
 mod tokens;
+mod wide;
