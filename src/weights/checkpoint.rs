@@ -159,6 +159,19 @@ impl Checkpoint {
         if unet.out_channels != unet.in_channels {
             return fault("the UNet's output channels", unet.in_channels.to_string(), unet.out_channels.to_string());
         }
+        // Inputs that the UNets of other systems have and that nothing here gives.
+        let foreign = [
+            ("class_embed_type", unet.class.is_some()),
+            ("addition_embed_type", unet.addition.is_some()),
+            ("encoder_hid_dim_type", unet.hidden.is_some()),
+        ];
+        if let Some((field, _)) = foreign.iter().find(|(_, there)| *there) {
+            return Err(Error::new("unsupported model")
+                .at(format!("{}, unet/config.json: `{field}`", self.name))
+                .expected("a UNet of Stable Diffusion")
+                .found("an input that only other systems have")
+                .hint("the directory of the whole pipeline that this UNet belongs to"));
+        }
         let width: usize = self.text_encoders.iter().map(|part| part.config.hidden_size).sum();
         if unet.cross_attention_dim != width {
             let expected = format!("{width}, the width of the text vectors");
