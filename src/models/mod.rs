@@ -24,5 +24,6 @@ mod resnet;
 pub mod text {
     pub mod bart;
     pub mod clip;
+    pub mod t5;
 }
 mod tokens;
