@@ -49,3 +49,4 @@ goldens:
 	@test -x "$(PYTHON)" || { echo "$(PYTHON) is missing: set the environment up as tools/README.md says, or give PYTHON=..." >&2; exit 1; }
 	$(PYTHON) tools/goldens/make.py
 	$(PYTHON) tools/goldens/kernels.py
+	$(PYTHON) tools/goldens/dalle.py

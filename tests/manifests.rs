@@ -170,6 +170,7 @@ fn build_unet(tensors: Tensors, config: &UnetConfig) -> Result<()> {
                 ClassEmbedding::Identity => g.input("class", row(config.time_embed_dim), DType::F16),
                 _ => g.input("class", row(1), DType::F32),
             }),
+            mask: None,
         };
         let prompt = PromptVectors {
             text: config.text_width().map(|width| g.input("context", Shape::tokens(2, 77, width as u32), DType::F16)),
@@ -214,6 +215,8 @@ fn unets_take_every_published_tensor() {
     build_unet(manifest("Karlo_decoder_UNet_64px"), &karlo_decoder()).unwrap();
     build_unet(manifest("Karlo_SR_UNet_each_of_2_256px"), &karlo_super_resolution()).unwrap();
     build_unet(manifest("Kandinsky2.2_decoder_UNet_512px_64x64"), &kandinsky_decoder()).unwrap();
+    // Its widest convolution is larger than two bindings even in halves.
+    build_unet(manifest("IF_I_XL_UNet_64px"), &if_unet(704)).unwrap();
 }
 
 #[test]

@@ -16,10 +16,11 @@ use scumble::kernels::{KernelSet, Limits};
 use scumble::models::config::UnetConfig;
 use scumble::models::generator::context::{PromptVectors, text_keys};
 use scumble::models::generator::unet::{self, Conditioning};
+use scumble::models::nn::{self, Conv, Linear};
 use scumble::tensor::{DType, HostTensor};
 use scumble::weights::file_source::FileSource;
 use scumble::weights::tensor_file::TensorFile;
-use scumble::weights::{Claims, Weights, pack};
+use scumble::weights::{Claims, RandomSource, Weights, pack};
 
 const CASES: [&str; 11] = [
     "if_1",
@@ -36,9 +37,9 @@ const CASES: [&str; 11] = [
 ];
 /// Sums in another order than PyTorch's: some twenty layers, each near 1e-6 of its largest value.
 const SINGLE: f32 = 5e-5;
-/// Twenty layers whose results are rounded to halves (5e-4 each), which add up as a random walk does, and the residual stream
-/// that grows meanwhile.
-const HALF: f32 = 1.5e-2;
+/// Twenty layers whose results are rounded to halves (5e-4 each). As much noise in diffusers' own layers moves these narrow
+/// models' results by 3e-3 to 1.2e-2, norms over a dozen channels amplifying it; twice that.
+const HALF: f32 = 2.5e-2;
 
 fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
@@ -98,7 +99,9 @@ fn build(g: &mut Graph, source: &FileSource, config: &UnetConfig, golden: &BTree
     let claims = Claims::default();
     let w = Weights::new(0, source, &claims);
     let keys = text_keys(g, &w, config, prompt);
-    let given = Conditioning { class, ..Conditioning::new(timestep) };
+    let mask =
+        golden.get("mask").map(|mask| g.input("mask", Shape::new(batch, 1, 1, mask.shape[1] as u32), DType::F32));
+    let given = Conditioning { class, mask, ..Conditioning::new(timestep) };
     let y = unet::unet(g, &w, config, sample, given, &keys);
     assert_eq!(g.shape(y), Shape::new(batch, height, width, config.out_channels as u32));
     claims.finish(source).unwrap();
@@ -109,6 +112,10 @@ fn execute(graph: &Graph, source: &FileSource, golden: &BTreeMap<String, HostTen
     for (key, value) in golden.iter().filter(|(key, _)| !key.starts_with("unet")) {
         match key.as_str() {
             "sample" => executor.write(key, &value.channels_last()).unwrap(),
+            "mask" => {
+                let data = value.data.iter().map(|seen| (1.0 - seen) * -10000.0).collect();
+                executor.write(key, &HostTensor { shape: value.shape.clone(), data }).unwrap();
+            }
             "row" => {
                 let words: Vec<u32> = value.data.iter().flat_map(|row| [*row as u32, 0, 0, 0]).collect();
                 executor.write_bytes(key, bytemuck::cast_slice(&words)).unwrap();
@@ -195,6 +202,35 @@ fn what_does_not_fit_is_a_fault_that_is_told() {
     assert!(unlabelled.contains("class label"), "{unlabelled}");
     let unlabelled = built("x4", &|golden| drop(golden.remove("text")));
     assert!(unlabelled.contains("text vectors"), "{unlabelled}");
+}
+
+/// A convolution and a linear layer whose weights are larger than a binding give what they give whole.
+#[test]
+fn weights_larger_than_a_binding() {
+    let run = |limits: Limits| {
+        let mut g = Graph::new(DType::F32, limits);
+        let (source, claims) = (RandomSource::on_demand(3), Claims::default());
+        let w = Weights::new(0, &source, &claims);
+        let x = g.input("x", Shape::new(2, 5, 6, 9), DType::F32);
+        let time = g.input("time", Shape::new(2, 1, 1, 120), DType::F32);
+        let first = nn::conv(&mut g, &w.at("first"), x, Conv { row_bias: Some((time, 8)), ..Conv::new(100, 3) });
+        let act = Linear { residual: Some(first), activation: Activation::Gelu, ..Linear::new(100) };
+        let second = nn::linear(&mut g, &w.at("second"), first, act);
+        let third = nn::conv(&mut g, &w.at("third"), x, Conv { residual: Some(second), ..Conv::new(100, 3) });
+        g.output("y", third);
+        assert!(g.fault().is_none(), "{:?}", g.fault());
+        let executor = Executor::new(&gpu(), &g, |spec, sink| pack::pack(spec, Some(&source), sink)).unwrap();
+        let wave = |count: usize| (0..count).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
+        executor.write("x", &HostTensor { shape: vec![2, 5, 6, 9], data: wave(540) }).unwrap();
+        executor.write("time", &HostTensor { shape: vec![2, 120], data: wave(240) }).unwrap();
+        executor.run();
+        (executor.read("y").unwrap().data, g.weights().len())
+    };
+    let (whole, few) = run(gpu().limits());
+    let (parts, many) = run(Limits { binding: 28 << 10, ..gpu().limits() });
+    assert_eq!((few, many), (6, 12), "two parts: the weights and biases of each part");
+    // The same sums, and the residual added after one more rounding.
+    assert!(fault("in parts", &parts, &whole, 1e-6).is_none());
 }
 
 fn channels_last(tensor: &HostTensor) -> Vec<f64> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// The words for `--sampler`.
-pub const SAMPLERS: &str = "ddim, ddpm, pndm, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde, unipc, lcm";
+pub const SAMPLERS: &str = "ddim, ddpm, pndm, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde, unipc, lcm, unclip";
 /// The words for `--schedule`.
 pub const SCHEDULES: &str = "leading, trailing, linspace (spacings), karras, exponential, beta, sgm_uniform, ays";
 /// Above this a picture's numbers no longer fit the arithmetic on sizes (the VAE's largest tensor in bytes in 64 bits, axes

@@ -34,6 +34,7 @@ impl Opened {
     pub fn open(args: &GenerateArgs) -> Result<(Self, HashSource)> {
         match args.model.as_deref().map(kind_of).transpose()?.unwrap_or(ModelKind::StableDiffusion) {
             ModelKind::StableDiffusion => {
+                refuse_dalle_options(args)?;
                 let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
                 Ok((Self::StableDiffusion(Box::new(checkpoint)), hash))
             }
@@ -60,6 +61,22 @@ impl Opened {
                 Ok(Arc::new(StableDiffusion::new(gpu, *checkpoint, precision).with_tiling(tiling)))
             }
         }
+    }
+}
+
+/// What only a DALL-E knows must not pass by another model unseen.
+fn refuse_dalle_options(args: &GenerateArgs) -> Result<()> {
+    let given = [
+        ("--vqgan", args.vqgan.is_some()),
+        ("--top-k", args.top_k.is_some()),
+        ("--temperature", args.temperature.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((option, _)) => Err(Error::usage("an option of DALL-E models alone")
+            .at(option)
+            .found("a model that denoises")
+            .hint("-m emoji-dalle, or a directory of DALL-E mini")),
     }
 }
 

@@ -234,7 +234,11 @@ impl Filter {
     }
 
     fn at(self, x: f64) -> f64 {
-        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
+        // The sine of a multiple of pi, as f64 has it, is not quite 0, and a picture of the same size would not stay as it is.
+        let sinc = |x: f64| match x.fract() == 0.0 {
+            true => f64::from(u8::from(x == 0.0)),
+            false => (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI),
+        };
         match self {
             Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Self::Bilinear => (1.0 - x.abs()).max(0.0),

@@ -18,6 +18,7 @@ pub mod generator {
     pub mod unet;
     mod unet_blocks;
 }
+mod linears;
 pub mod nn;
 mod resnet;
 /// From tokens to vectors.
@@ -27,3 +28,4 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+mod wide;

@@ -1,5 +1,8 @@
 //! Layers: functions of (graph, weights, value). One call declares a layer's weights, checks their shapes and records it.
 
+use std::ops::Range;
+
+use super::wide;
 use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::conv2d::Conv2d;
@@ -19,8 +22,10 @@ use crate::weights::Weights;
 pub use super::attention::{
     ADDED, AUTOENCODER, CLIP, DIFFUSERS, Heads, POOLING, Projections, Scores, attend, attention, keys_values, queries,
 };
+pub use super::linears::linears;
+pub(super) use super::linears::projected;
 pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
-pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean};
+pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean, pad_zeros};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +79,12 @@ impl Conv {
 }
 
 fn identity(count: u32) -> Vec<RowSource> {
-    (0..count).map(|row| Some((0, row))).collect()
+    slice(0..count)
+}
+
+/// These rows of the first tensor.
+fn slice(rows: Range<u32>) -> Vec<RowSource> {
+    rows.map(|row| Some((0, row))).collect()
 }
 
 /// A channel axis as stored: padded to a multiple of four.
@@ -149,43 +159,16 @@ pub fn linear(g: &mut Graph, w: &Weights<'_>, x: Value, options: Linear) -> Valu
     let key = w.at("weight").claim(&[&[options.out, first + second], &[options.out, first + second, 1, 1]]);
     let mut columns = options.heads.map_or_else(|| padded(from.channels), Heads::channels);
     columns.extend(padded(second).into_iter().map(|column| column.map(|column| first + column)));
-    let weight = w.matrix(g, vec![key], identity(options.out), columns, 1);
-    let bias = options.bias.then(|| vector(g, &w.at("bias"), options.out));
-    product(g, w.path(), x, weight, bias, options)
-}
-
-/// Several linear layers `parts` (with bias) of the same x [.., K] as one product -> [.., sum of N] in f32, and where each
-/// one's channels begin. The N outputs of a layer are `chunks` equal chunks, each padded to a multiple of four.
-pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], chunks: u32, x: Value) -> (Value, Vec<u32>) {
-    let [(w, _), ..] = parts else { panic!("{label}: no layers to join") };
-    let depth = g.shape(x).channels;
-    let mut rows: Vec<RowSource> = Vec::new();
-    let mut begins = Vec::new();
-    for (key, (_, out)) in parts.iter().enumerate() {
-        begins.push(rows.len() as u32);
-        let length = out / chunks;
-        for chunk in 0..chunks {
-            rows.extend(padded(length).into_iter().map(|row| row.map(|row| (key as u8, chunk * length + row))));
-        }
-    }
-    let keys = parts.iter().map(|(w, out)| w.at("weight").claim(&[&[*out, depth]])).collect();
-    let weight = w.matrix(g, keys, rows.clone(), padded(depth), 1);
-    let keys = parts.iter().map(|(w, out)| w.at("bias").claim(&[&[*out]])).collect();
-    let bias = w.vector(g, keys, rows.clone());
-    let options = Linear { single: true, ..Linear::new(rows.len() as u32) };
-    (product(g, label, x, weight, Some(bias), options), begins)
-}
-
-/// x [.., K] -> [.., count * width] by a linear layer with bias, the outputs in runs of `width`, each padded to a multiple of
-/// four.
-pub(super) fn projected(g: &mut Graph, w: &Weights<'_>, x: Value, heads: Heads) -> Value {
-    let (depth, out) = (g.shape(x).channels, heads.count * heads.width);
-    let rows: Vec<RowSource> = heads.channels().into_iter().map(|row| row.map(|row| (0, row))).collect();
-    let key = w.at("weight").claim(&[&[out, depth]]);
-    let weight = w.matrix(g, vec![key], rows.clone(), padded(depth), 1);
-    let key = w.at("bias").claim(&[&[out]]);
-    let bias = w.vector(g, vec![key], rows.clone());
-    product(g, w.path(), x, weight, Some(bias), Linear::new(rows.len() as u32))
+    let bias_key = options.bias.then(|| w.at("bias").claim(&[&[options.out]]));
+    let bytes = (columns.len() * g.precision().bytes()) as u64;
+    let parts = wide::parts(options.out, if options.single { 0 } else { bytes }, g.limits());
+    wide::joined(g, w.path(), parts, options.residual, |g, rows, residual| {
+        let outputs = slice(rows);
+        let weight = w.matrix(g, vec![key.clone()], outputs.clone(), columns.clone(), 1);
+        let options = Linear { out: outputs.len() as u32, residual, ..options };
+        let bias = bias_key.clone().map(|key| w.vector(g, vec![key], outputs));
+        product(g, w.path(), x, weight, bias, options)
+    })
 }
 
 /// x [rows, K] times a packed matrix, with the epilogue that `options` asks for.
@@ -267,11 +250,25 @@ pub fn conv3x3(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32) -> Value {
 
 /// x [B, H, W, I] -> [B, H', W', O], H' = ceil(H / stride) after the enlargement.
 pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
-    let from = g.shape(x);
-    let key = w.at("weight").claim(&[&[options.out, from.channels, options.kernel, options.kernel]]);
+    let inputs = g.shape(x).channels;
+    let key = w.at("weight").claim(&[&[options.out, inputs, options.kernel, options.kernel]]);
+    let bias_key = w.at("bias").claim(&[&[options.out]]);
     let taps = options.kernel * options.kernel;
-    let weight = w.matrix(g, vec![key], identity(options.out), padded(from.channels), taps);
-    let bias = vector(g, &w.at("bias"), options.out);
+    let bytes = u64::from(taps * inputs.next_multiple_of(4)) * g.precision().bytes() as u64;
+    let parts = wide::parts(options.out, bytes, g.limits());
+    wide::joined(g, w.path(), parts, options.residual, |g, rows, residual| {
+        let row_bias = options.row_bias.map(|(value, first)| (value, first + rows.start));
+        let outputs = slice(rows);
+        let weight = w.matrix(g, vec![key.clone()], outputs.clone(), padded(inputs), taps);
+        let options = Conv { out: outputs.len() as u32, residual, row_bias, ..options };
+        let bias = w.vector(g, vec![bias_key.clone()], outputs);
+        convolution(g, w, x, weight, bias, options)
+    })
+}
+
+/// The same with packed weights.
+fn convolution(g: &mut Graph, w: &Weights<'_>, x: Value, weight: WeightId, bias: WeightId, options: Conv) -> Value {
+    let from = g.shape(x);
     let (height, width) = options.upsample.unwrap_or((from.height, from.width));
     let to = Shape::new(from.batch, height.div_ceil(options.stride), width.div_ceil(options.stride), options.out);
     let config = Conv2d {
@@ -288,8 +285,8 @@ pub fn conv(g: &mut Graph, w: &Weights<'_>, x: Value, options: Conv) -> Value {
         residual: options.residual.is_some(),
         dtype: g.precision(),
     };
-    let slice = |(value, first): (Value, u32)| Slice { channels: g.shape(value).channels, first };
-    let config = Matrix { row_bias: options.row_bias.map(slice), ..config.matrix() };
+    let part = |(value, first): (Value, u32)| Slice { channels: g.shape(value).channels, first };
+    let config = Matrix { row_bias: options.row_bias.map(part), ..config.matrix() };
     let operands = Operands {
         x: x.into(),
         second: None,

@@ -57,6 +57,14 @@ pub fn concat_tokens(g: &mut Graph, label: &str, a: Value, b: Value) -> Value {
     push(g, label, call, vec![a.into(), b.into()], shape, dtype)
 }
 
+/// x [.., C] -> [.., C + count], zeros behind x.
+pub fn pad_zeros(g: &mut Graph, label: &str, x: Value, count: u32) -> Value {
+    let (from, dtype) = (g.shape(x), g.dtype(x));
+    let zeros = g.constant(vec![0.0; (from.rows() * count.next_multiple_of(4)) as usize]);
+    let call = concat::call(from.rows(), from.channels, count, dtype, g.limits());
+    push(g, label, call, vec![x.into(), zeros.into()], from.with_channels(from.channels + count), dtype)
+}
+
 /// x [B, 1, 1, K] -> `count` tokens [B, count, width] by one linear layer of count * width outputs.
 pub fn linear_tokens(g: &mut Graph, w: &Weights<'_>, x: Value, count: u32, width: u32) -> Value {
     let from = g.shape(x);

@@ -60,6 +60,7 @@ impl DenoiseStage {
             sizes: config.text_time.as_ref().map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: config.time_cond_proj_dim.map(|_| g.input("guidance", row(1), DType::F32)),
             class: None,
+            mask: None,
         };
         let read = made.iter().map(|(path, value)| (path.to_owned(), g.input(path, text.shape(value), precision)));
         let read: TextKeys = read.collect();

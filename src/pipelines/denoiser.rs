@@ -71,8 +71,8 @@ impl Run {
     }
 
     fn update(&self, precision: DType) -> scheduler_step::SchedulerStep {
-        let deviations = self.program.evaluations.iter().filter_map(|step| step.deviation);
-        let deviation = deviations.last().map_or(scheduler_step::Deviation::Given, |deviation| match deviation {
+        let mut deviations = self.program.evaluations.iter().filter_map(|step| step.deviation);
+        let deviation = deviations.next_back().map_or(scheduler_step::Deviation::Given, |deviation| match deviation {
             Deviation::Range { .. } => scheduler_step::Deviation::Range,
             Deviation::Root => scheduler_step::Deviation::Root,
         });

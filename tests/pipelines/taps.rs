@@ -79,6 +79,7 @@ fn unet_taps(name: &'static str) {
         sizes: golden.find("unet.time_ids").map(|_| g.input("sizes", row(6), f32)),
         guidance: golden.find("unet.timestep_cond").map(|_| g.input("guidance", row(1), f32)),
         class: None,
+        mask: None,
     };
     let claims = Claims::default();
     let source = part.weights.as_ref();

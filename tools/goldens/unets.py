@@ -45,8 +45,8 @@ CASES = {
     "karlo": ("UNet2DConditionModel", SIMPLE | dict(
         in_channels=3, out_channels=6, block_out_channels=[12, 20], layers_per_block=1, norm_num_groups=4,
         attention_head_dim=[4, 2], cross_attention_dim=18, class_embed_type="identity",
-        down_block_types=["SimpleCrossAttnDownBlock2D"] * 2, up_block_types=["SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D"],
-        only_cross_attention=[False, True]), (3, 6, 4, 9), dict(text=18, vector=48)),
+        down_block_types=["SimpleCrossAttnDownBlock2D"] * 2, up_block_types=["SimpleCrossAttnUpBlock2D"] * 2),
+        (3, 6, 4, 9), dict(text=18, vector=48, mask=9)),
     "karlo_sr": ("UNet2DModel", dict(
         in_channels=6, out_channels=3, block_out_channels=[8, 12, 12], layers_per_block=2, norm_num_groups=4,
         down_block_types=["ResnetDownsampleBlock2D"] * 3, up_block_types=["ResnetUpsampleBlock2D"] * 3,
@@ -54,7 +54,7 @@ CASES = {
     "kandinsky": ("UNet2DConditionModel", SIMPLE | dict(
         in_channels=4, out_channels=8, block_out_channels=[8, 12], layers_per_block=2, norm_num_groups=4,
         attention_head_dim=6, cross_attention_dim=22, addition_embed_type="image", encoder_hid_dim=30,
-        encoder_hid_dim_type="image_proj"), (2, 6, 8, 0), dict(image=30)),
+        encoder_hid_dim_type="image_proj", only_cross_attention=[False, True]), (2, 6, 8, 0), dict(image=30)),
     "kandinsky_2_1": ("UNet2DConditionModel", SIMPLE | dict(
         in_channels=4, out_channels=4, block_out_channels=[8, 12], layers_per_block=1, norm_num_groups=4,
         attention_head_dim=4, cross_attention_dim=12, addition_embed_type="text_image", encoder_hid_dim=20,
@@ -109,6 +109,9 @@ def inputs(case, name):
     for kind, size in given.items():
         shape = dict(text=(batch, tokens, size), number=(batch,), row=(batch,)).get(kind, (batch, size))
         x[kind] = torch.randn(shape, generator=g)
+        if kind == "mask":
+            lengths = torch.tensor([4, size, 1])[:batch]
+            x[kind] = (torch.arange(size)[None] < lengths[:, None]).float()
         if kind == "number":
             x[kind] = torch.tensor([250.0, 3.0, 90.0])[:batch]
         if kind == "row":

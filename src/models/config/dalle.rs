@@ -9,6 +9,8 @@ use crate::weights::Source;
 
 /// The channels of a head in both published models, which their files without a config do not tell.
 const HEAD_WIDTH: usize = 64;
+/// More tokens than any model has in a text or a picture are a corrupt file.
+const MOST_TOKENS: usize = 1 << 14;
 
 /// The encoder's or the decoder's layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,8 +174,8 @@ impl DalleConfig {
         let fault = |what: String, expected: String, found: usize| {
             Err(Error::new("config").at(format!("{place}: {what}")).expected(expected).found(found))
         };
-        if self.side().pow(2) != self.image_length {
-            return fault("`image_length`".into(), "a square number".into(), self.image_length);
+        if self.side().pow(2) != self.image_length || self.image_length > MOST_TOKENS {
+            return fault("`image_length`".into(), format!("a square number up to {MOST_TOKENS}"), self.image_length);
         }
         for (part, layers) in [("encoder", &self.encoder), ("decoder", &self.decoder)] {
             if !self.width.is_multiple_of(layers.heads) {
@@ -181,8 +183,8 @@ impl DalleConfig {
                 return fault(format!("`{part}_attention_heads`"), expected, layers.heads);
             }
         }
-        if self.text_length < 3 {
-            return fault("`max_text_length`".into(), "at least 3 tokens".into(), self.text_length);
+        if !(3..=MOST_TOKENS).contains(&self.text_length) {
+            return fault("`max_text_length`".into(), format!("3 to {MOST_TOKENS} tokens"), self.text_length);
         }
         Ok(self)
     }

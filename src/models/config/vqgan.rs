@@ -8,6 +8,9 @@ use crate::weights::{Source, missing_key_error};
 
 /// Groups of every GroupNorm.
 pub const GROUPS: usize = 32;
+/// Deeper or wider decoders than any model's are a corrupt file.
+const MOST_LEVELS: usize = 8;
+const MOST_CHANNELS: usize = 1 << 14;
 
 /// The decoder of image tokens. Lists go from the outermost level inwards.
 ///
@@ -101,8 +104,15 @@ impl VqganConfig {
         if self.channels.is_empty() || self.blocks == 0 {
             return fault("levels", "at least one, of at least one block".into(), "none".into());
         }
-        match self.channels.iter().find(|channels| !channels.is_multiple_of(GROUPS)) {
-            Some(channels) => fault("channels of a level", format!("a multiple of {GROUPS}"), channels.to_string()),
+        if self.channels.len() > MOST_LEVELS {
+            return fault("levels", format!("at most {MOST_LEVELS}"), self.channels.len().to_string());
+        }
+        let sound = |channels: &usize| channels.is_multiple_of(GROUPS) && (1..=MOST_CHANNELS).contains(channels);
+        match self.channels.iter().find(|channels| !sound(channels)) {
+            Some(channels) => {
+                let expected = format!("a multiple of {GROUPS} up to {MOST_CHANNELS}");
+                fault("channels of a level", expected, channels.to_string())
+            }
             None => Ok(self),
         }
     }

@@ -26,12 +26,15 @@ pub struct Conditioning {
     /// are, a vector of four u32 of which the first is the number; the x4 upscaler's noise level. `Timestep`: a number
     /// [B, 1, 1, 1] in f32. The others: a vector [B, 1, 1, D].
     pub class: Option<Value>,
+    /// Which text vectors attention to text and picture sees: [B, 1, 1, T] in f32, 0 for those it sees and a large negative
+    /// number (diffusers takes -10000) for the others. Only `SimpleCrossAttention` takes one.
+    pub mask: Option<Value>,
 }
 
 impl Conditioning {
     /// By the timestep alone.
     pub fn new(timestep: Value) -> Self {
-        Self { timestep, pooled: None, sizes: None, guidance: None, class: None }
+        Self { timestep, pooled: None, sizes: None, guidance: None, class: None, mask: None }
     }
 }
 

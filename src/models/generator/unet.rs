@@ -27,7 +27,11 @@ pub fn unet(
     let time = time_embedding(g, w, config, given, text);
     g.tap("unet.time", time.activated);
     let times = time_projections(g, w, config, &time);
-    let mut unet = Unet { g, w, config, times, text };
+    if given.mask.is_some() && takes_no_mask(config) {
+        let error = Error::new("the UNet's inputs").at("the mask of the text").found("a block with transformers");
+        g.fail(error.expected("attention to text and picture alone"));
+    }
+    let mut unet = Unet { g, w, config, times, text, mask: given.mask };
     let x = nn::conv3x3(unet.g, &w.at("conv_in"), sample, config.block_out_channels[0] as u32);
     unet.g.tap("unet.conv_in", x);
     let (x, mut skips) = unet.down(x);
@@ -39,6 +43,12 @@ pub fn unet(
     let x = nn::conv3x3(g, &w.at("conv_out"), x, config.out_channels as u32);
     g.tap("unet", x);
     x
+}
+
+/// Whether some block reads the text in another way than `SimpleCrossAttention`.
+fn takes_no_mask(config: &UnetConfig) -> bool {
+    let mid = config.mid.is_some_and(|mid| mid.kind == MidKind::CrossAttention);
+    mid || config.down.iter().chain(&config.up).any(|block| block.kind == BlockKind::CrossAttention)
 }
 
 /// A resnet that takes the time embedding.
@@ -114,6 +124,7 @@ struct Unet<'a, 'g> {
     config: &'a UnetConfig,
     times: Times,
     text: &'a TextKeys,
+    mask: Option<Value>,
 }
 
 impl Unet<'_, '_> {
@@ -230,7 +241,7 @@ impl Unet<'_, '_> {
                 transformer(self.g, w, config, x, text, heads, block.transformer_layers[layer])
             }
             BlockKind::SimpleCrossAttention => {
-                added_attention(self.g, w, config, x, text, heads, block.only_cross_attention)
+                added_attention(self.g, w, config, x, text, heads, block.only_cross_attention, self.mask)
             }
             BlockKind::SelfAttention { .. } => {
                 self_attention(self.g, w, config, x, Some(config.norm_num_groups), heads, 1.0)
@@ -246,7 +257,7 @@ impl Unet<'_, '_> {
             MidKind::Resnets(_) => return x,
             MidKind::CrossAttention => transformer(self.g, w, config, x, text, heads, mid.transformer_layers),
             MidKind::SimpleCrossAttention => {
-                added_attention(self.g, w, config, x, text, heads, mid.only_cross_attention)
+                added_attention(self.g, w, config, x, text, heads, mid.only_cross_attention, self.mask)
             }
             MidKind::SelfAttention { groups } => {
                 self_attention(self.g, w, config, x, groups, heads, config.mid_scale as f32)

@@ -3,7 +3,7 @@
 use crate::graph::{Graph, Value};
 use crate::models::config::UnetConfig;
 use crate::models::generator::context::TextKeys;
-use crate::models::nn::{self, Heads, Linear};
+use crate::models::nn::{self, Heads, Linear, Scores};
 use crate::weights::Weights;
 
 /// Epsilon of the GroupNorm before a transformer (diffusers `Transformer2DModel`).
@@ -55,7 +55,8 @@ fn transformer_block(g: &mut Graph, w: &Weights<'_>, x: Value, text: &TextKeys, 
 }
 
 /// x [B, H, W, C] -> [B, H, W, C]: attention to the text and, unless `only_cross`, behind it to the picture itself
-/// (diffusers `AttnAddedKVProcessor`).
+/// (diffusers `AttnAddedKVProcessor`). `mask` is added to the scores of the text.
+#[expect(clippy::too_many_arguments)]
 pub(super) fn added_attention(
     g: &mut Graph,
     w: &Weights<'_>,
@@ -64,16 +65,23 @@ pub(super) fn added_attention(
     text: &TextKeys,
     heads: Heads,
     only_cross: bool,
+    mask: Option<Value>,
 ) -> Value {
     let Some(text) = text.at(g, w.path()) else { return x };
     let h = nn::group_norm(g, &w.at("group_norm"), x, config.norm_num_groups as u32, ADDED_NORM_EPS, false);
-    let keys = if only_cross {
-        text
+    let (keys, bias) = if only_cross {
+        (text, mask)
     } else {
         let own = nn::keys_values(g, w, &nn::AUTOENCODER, h, heads);
-        nn::concat_tokens(g, w.path(), text, own)
+        let tokens = g.shape(own).positions();
+        (nn::concat_tokens(g, w.path(), text, own), mask.map(|mask| nn::pad_zeros(g, w.path(), mask, tokens)))
     };
-    nn::attention(g, w, &nn::AUTOENCODER, h, Some(keys), heads, x)
+    let inner = heads.count * heads.padded();
+    let q = nn::queries(g, w, &nn::AUTOENCODER, h, heads);
+    let scores = Scores { bias, ..Scores::default() };
+    let h = nn::attend(g, w.path(), (q, 0), (keys, [0, inner]), heads, scores);
+    let out = Linear { residual: Some(x), heads: Some(heads), ..Linear::new(g.shape(x).channels) };
+    nn::linear(g, &w.at("to_out.0"), h, out)
 }
 
 /// x [B, H, W, C] -> [B, H, W, C]: attention to the picture itself, of a sum that is divided by `divisor` (diffusers
