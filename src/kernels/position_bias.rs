@@ -107,7 +107,10 @@ mod tests {
         let config = PositionBias { batch: 1, heads: 1, tokens: 41, buckets: 8, max_distance: 20 };
         let table = config.table();
         let near: Vec<u32> = table[20..61].iter().map(|bucket| *bucket as u32).collect();
-        let expected = [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 1, 0, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7];
+        let expected = [
+            3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 1, 0, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+            7, 7, 7, 7, 7,
+        ];
         assert_eq!(near, expected);
         assert!(table[..20].iter().all(|bucket| *bucket == 3.0) && table[61..].iter().all(|bucket| *bucket == 7.0));
     }

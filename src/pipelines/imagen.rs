@@ -79,7 +79,11 @@ pub fn imagen_settings(stages: &[ImagenStage], request: &Request) -> Result<Vec<
         ("--prior-steps", request.prior_steps.is_some(), "it has no prior"),
         ("--prior-cfg-scale", request.prior_guidance_scale.is_some(), "it has no prior"),
         ("--sr-steps", request.sr_steps.is_some() && stages.len() < 2, "it is a stage alone"),
-        ("--noise-level", request.noise_level.is_some() && !stages.iter().any(ImagenStage::enlarges), "it takes no picture"),
+        (
+            "--noise-level",
+            request.noise_level.is_some() && !stages.iter().any(ImagenStage::enlarges),
+            "it takes no picture",
+        ),
         ("a picture", request.image.is_some() && !enlarges, "its first stage draws from text alone"),
     ];
     if let Some((option, _, why)) = refused.into_iter().find(|(_, asked, _)| *asked) {
@@ -289,7 +293,8 @@ impl ImagenDrawing {
         let guided = self.settings.iter().any(StageSettings::guided);
         let negative = self.request.negative_prompt.clone().unwrap_or_default();
         let sides = [(Side::Negative, negative), (Side::Prompt, self.request.prompt.clone())];
-        let wanted: Vec<(Side, String)> = sides.into_iter().filter(|(side, _)| guided || *side == Side::Prompt).collect();
+        let wanted: Vec<(Side, String)> =
+            sides.into_iter().filter(|(side, _)| guided || *side == Side::Prompt).collect();
         let texts: Vec<&str> = wanted.iter().map(|(_, text)| text.as_str()).collect();
         let encoded = text.run(gpu, &texts)?;
         for ((side, _), encoded) in wanted.iter().zip(encoded) {
@@ -405,7 +410,8 @@ impl Drawing for ImagenDrawing {
                 further.push(("Noise level", settings.noise_level.to_string()));
             }
         }
-        further.extend(self.settings.iter().skip(1).map(|next| ("SR steps", next.program.evaluations.len().to_string())));
+        further
+            .extend(self.settings.iter().skip(1).map(|next| ("SR steps", next.program.evaluations.len().to_string())));
         Summary {
             steps: Some(program.evaluations.len() as u32),
             guidance_scale: Some(*guidance_scale),

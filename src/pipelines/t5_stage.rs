@@ -37,8 +37,7 @@ impl<'a> TextStage<'a> {
     /// For texts of `tokens` tokens, padding included.
     pub fn new(part: &'a T5Part, precision: DType, tokens: u32) -> Result<Self> {
         let files = &part.tokenizer;
-        let files =
-            T5Files { place: &files.place, whole: files.whole.as_deref(), pieces: files.pieces.as_deref() };
+        let files = T5Files { place: &files.place, whole: files.whole.as_deref(), pieces: files.pieces.as_deref() };
         Ok(Self { part, tokenizer: T5Tokenizer::load(&files)?, precision, tokens })
     }
 

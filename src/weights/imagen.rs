@@ -63,8 +63,15 @@ impl ImagenStage {
             }
         };
         // The checker and the watermark change the finished picture; scumble has neither.
-        let mut known =
-            vec!["unet", "scheduler", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "watermarker"];
+        let mut known = vec![
+            "unet",
+            "scheduler",
+            "text_encoder",
+            "tokenizer",
+            "safety_checker",
+            "feature_extractor",
+            "watermarker",
+        ];
         if enlarges {
             known.push("image_noising_scheduler");
         }

@@ -80,10 +80,12 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("channels not a multiple of four", norm(7, 131, [dtype; 2])),
         ("one channel", norm(3, 1, [dtype; 2])),
     ];
-    let mut all: Vec<Case> = norms.into_iter().map(|(what, config)| Case::new("rms_norm", what, dtype, config)).collect();
+    let mut all: Vec<Case> =
+        norms.into_iter().map(|(what, config)| Case::new("rms_norm", what, dtype, config)).collect();
     // In f32 whatever activations are stored as.
     if dtype == DType::F32 {
-        let bias = |batch, heads, tokens, buckets, max_distance| PositionBias { batch, heads, tokens, buckets, max_distance };
+        let bias =
+            |batch, heads, tokens, buckets, max_distance| PositionBias { batch, heads, tokens, buckets, max_distance };
         let biases = [
             ("T5", bias(2, 6, 77, 32, 128)),
             ("few buckets", bias(1, 3, 41, 8, 20)),

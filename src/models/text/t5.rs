@@ -18,8 +18,7 @@ use crate::models::nn::{self, Linear, padded, vector};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
-const PROJECTIONS: Projections =
-    Projections { query: "q", key: "k", value: "v", out: "o", bias: false, causal: false };
+const PROJECTIONS: Projections = Projections { query: "q", key: "k", value: "v", out: "o", bias: false, causal: false };
 
 /// The shape of what runs through the layers.
 pub fn stream(config: &T5Config, batch: u32, tokens: u32) -> Shape {
@@ -40,13 +39,8 @@ pub fn embedding(g: &mut Graph, w: &Weights<'_>, config: &T5Config, ids: Value) 
 pub fn bias(g: &mut Graph, w: &Weights<'_>, config: &T5Config, mask: Value) -> Value {
     let of = g.shape(mask);
     let [heads, buckets] = [config.heads, config.buckets].map(|count| count as u32);
-    let kernel = PositionBias {
-        batch: of.batch,
-        heads,
-        tokens: of.channels,
-        buckets,
-        max_distance: config.max_distance as u32,
-    };
+    let kernel =
+        PositionBias { batch: of.batch, heads, tokens: of.channels, buckets, max_distance: config.max_distance as u32 };
     let table = w.at("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
     table.claim(&[&[buckets, heads]]);
     let table = table.table(g, 0, buckets, heads, DType::F32);
