@@ -35,6 +35,8 @@ fn activate(x: vec4<f32>) -> vec4<f32> {
         case 1u: { return x / (1.0 + exp(-x)); }
         case 2u: { return 0.5 * x * (1.0 + erf4(x * 0.70710678)); }
         case 3u: { return x / (1.0 + exp(-1.702 * x)); }
+        case 4u: { return x / (1.0 + exp(min(-1.5957691216057308 * (x + 0.044715 * x * x * x), vec4<f32>(80.0)))); }
+        case 5u: { return max(x, vec4<f32>()); }
         default: { return x; }
     }
 }

@@ -1,7 +1,7 @@
-// act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x): what the matrix kernels do to a sum before they store it.
+// act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x) | GELU by tanh | max(x, 0): what the matrix kernels do to a sum before they store it.
 // **Shapes** vectors of four sums of one row.
 // **Grid** none: the parameters and functions prepended to the other matrix shaders.
-// **Host** sets ACTIVATION to 0, 1, 2 or 3, in the order above.
+// **Host** sets ACTIVATION to 0 to 5, in the order above; gates take GELU for 0.
 // **Numbers** erf is 2e-7 from the true value in f32, so GELU is that times |x| / 2 off; exponents are kept below 80.
 struct Params {
   first_row: u32,
@@ -49,9 +49,22 @@ fn gelu4(v: vec4<f32>) -> vec4<f32> {
   return 0.5 * v * (1.0 + erf4(v * 0.70710678118654752));
 }
 
+// tanh(u) = 2 sigmoid(2 u) - 1, u = sqrt(2 / pi) (v + 0.044715 v^3).
+fn gelu_tanh4(v: vec4<f32>) -> vec4<f32> {
+  return v * sigmoid4(1.5957691216057308 * (v + 0.044715 * v * v * v));
+}
+
+// What becomes of a gate: GELU where no activation is named.
+fn open4(v: vec4<f32>) -> vec4<f32> {
+  if (ACTIVATION == 0u) { return gelu4(v); }
+  return activate(v);
+}
+
 fn activate(v: vec4<f32>) -> vec4<f32> {
   if (ACTIVATION == 1u) { return v * sigmoid4(v); }
   if (ACTIVATION == 2u) { return gelu4(v); }
   if (ACTIVATION == 3u) { return v * sigmoid4(1.702 * v); }
+  if (ACTIVATION == 4u) { return gelu_tanh4(v); }
+  if (ACTIVATION == 5u) { return max(v, vec4<f32>()); }
   return v;
 }

@@ -18,7 +18,7 @@ fn finish(row: u32, panel: u32, lane: u32, first: vec4<f32>, second: vec4<f32>) 
     sum += row_bias[row / params.positions * params.row_bias4 + params.row_bias_first + column];
   }
   if (HALVES == 2u) {
-    sum *= gelu4(gate);
+    sum *= open4(gate);
   } else {
     sum = activate(sum);
   }

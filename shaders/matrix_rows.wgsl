@@ -104,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         sum += fetch_row_bias(row / params.positions * params.row_bias4 + params.row_bias_first + column);
       }
       if (HALVES == 2u) {
-        sum *= gelu4(sums[((g * HALVES + HALVES - 1u) * ROWS + r) * 8u + lane] + gate_shift);
+        sum *= open4(sums[((g * HALVES + HALVES - 1u) * ROWS + r) * 8u + lane] + gate_shift);
       } else {
         sum = activate(sum);
       }

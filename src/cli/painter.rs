@@ -14,7 +14,7 @@ use crate::cli::{cache, dalle_info, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, Tiling, Variation};
-use crate::sampling::{SamplerKind, ScheduleKind};
+use crate::sampling::{SamplerKind, ScheduleKind, published};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 use crate::weights::kind::ModelKind;
 
@@ -95,7 +95,8 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
 /// Opens model and adapter as the command asks for.
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
     args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
-    args.schedule.as_deref().map(ScheduleKind::from_str).transpose()?;
+    let word = args.schedule.as_deref().filter(|word| published::find(word).is_none());
+    word.map(ScheduleKind::from_str).transpose()?;
     Tiling::from_environment(&args.vae_tiling)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
     let (opened, hash) = Opened::open(args)?;

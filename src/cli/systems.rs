@@ -8,12 +8,15 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::{Dalle, StableDiffusion, System, Tiling};
+use crate::pipelines::{Dalle, Imagen, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
 #[cfg(feature = "embedded-model")]
 use crate::weights::embedded_dalle;
+#[cfg(feature = "embedded-model")]
+use crate::weights::embedded_imagen;
+use crate::weights::imagen::ImagenStage;
 use crate::weights::kind::ModelKind;
 
 /// A model whose configs were read and checked, before there is an adapter.
@@ -22,6 +25,8 @@ pub enum Opened {
     StableDiffusion(Box<Checkpoint>),
     /// DALL-E mini or mega.
     Dalle(Box<DalleCheckpoint>),
+    /// Stages of DeepFloyd IF, one after the other.
+    Imagen(Vec<ImagenStage>),
 }
 
 impl Opened {
@@ -38,6 +43,10 @@ impl Opened {
                 let (checkpoint, hash) = open_dalle(path, args.vqgan.as_deref())?;
                 Ok((Self::Dalle(Box::new(checkpoint)), hash))
             }
+            ModelKind::Imagen | ModelKind::ImagenSuperResolution => {
+                let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")))?;
+                Ok((Self::Imagen(stages), hash))
+            }
             kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
         }
     }
@@ -45,6 +54,7 @@ impl Opened {
     /// The system on `gpu`.
     pub fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
         match self {
+            Self::Imagen(stages) => Ok(Arc::new(Imagen::new(gpu, stages, precision)?)),
             Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;
@@ -81,12 +91,25 @@ pub fn open_dalle(path: &Path, vqgan: Option<&Path>) -> Result<(DalleCheckpoint,
     Ok((checkpoint, hash))
 }
 
+/// The stage of an Imagen in a directory, or both of the built-in one, and what their hash is made from.
+pub fn open_imagen(path: &Path) -> Result<(Vec<ImagenStage>, HashSource)> {
+    #[cfg(feature = "embedded-model")]
+    if path.as_os_str() == embedded_imagen::NAME && !path.exists() {
+        return Ok((embedded_imagen::open()?, HashSource::Bytes(embedded_imagen::UNET)));
+    }
+    let stage = ImagenStage::open(path)?;
+    let hash = HashSource::Files(stage.files.clone());
+    Ok((vec![stage], hash))
+}
+
 /// The kind of a model by its built-in name or by its path.
 pub fn kind_of(model: &Path) -> Result<ModelKind> {
     match model.to_str() {
         Some("emoji") if !model.exists() => Ok(ModelKind::StableDiffusion),
         #[cfg(feature = "embedded-model")]
         Some(embedded_dalle::NAME) if !model.exists() => Ok(ModelKind::DalleMini),
+        #[cfg(feature = "embedded-model")]
+        Some(embedded_imagen::NAME) if !model.exists() => Ok(ModelKind::Imagen),
         _ => ModelKind::of(model),
     }
 }

@@ -61,6 +61,37 @@ pub struct Resident {
     info: ValueInfo,
 }
 
+impl Resident {
+    /// A copy of each batch element.
+    ///
+    /// # Errors
+    /// No memory for them.
+    pub fn rows(&self, gpu: &Gpu) -> Result<Vec<Self>> {
+        let batch = self.info.shape.batch;
+        let info = ValueInfo { shape: Shape { batch: 1, ..self.info.shape }, ..self.info.clone() };
+        let size = info.shape.bytes(info.dtype);
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut rows = Vec::new();
+        for row in 0..batch {
+            let buffer = gpu.buffer(&info.label, size, VALUE_USAGE)?;
+            encoder.copy_buffer_to_buffer(&self.buffer, u64::from(row) * size, &buffer, 0, size);
+            rows.push(Self { buffer, info: info.clone() });
+        }
+        gpu.queue.submit([encoder.finish()]);
+        Ok(rows)
+    }
+
+    /// The value as a [B, H, W, C] tensor. Blocks.
+    ///
+    /// # Errors
+    /// A lost device.
+    pub fn read(&self, gpu: &Gpu) -> Result<HostTensor> {
+        let Self { buffer, info } = self;
+        let bytes = gpu.read(buffer, info.shape.bytes(info.dtype))?;
+        Ok(decode_rows(&bytes, info.shape, info.dtype))
+    }
+}
+
 /// A weight's place: buffer, offset and size in bytes.
 type Place = (usize, u64, u64);
 

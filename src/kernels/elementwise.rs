@@ -16,6 +16,10 @@ pub enum Activation {
     Gelu,
     /// x * sigmoid(1.702 x).
     QuickGelu,
+    /// GELU with tanh in place of the error function (transformers' `gelu_new`).
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
 }
 
 impl Activation {
@@ -26,6 +30,8 @@ impl Activation {
             Activation::Silu => 1,
             Activation::Gelu => 2,
             Activation::QuickGelu => 3,
+            Activation::GeluTanh => 4,
+            Activation::Relu => 5,
         }
     }
 
@@ -36,6 +42,10 @@ impl Activation {
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Gelu => 0.5 * x * (1.0 + statrs::function::erf::erf(x / std::f64::consts::SQRT_2)),
             Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+            }
+            Activation::Relu => x.max(0.0),
         }
     }
 }

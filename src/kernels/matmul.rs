@@ -20,7 +20,7 @@ pub struct Matmul {
     pub bias: bool,
     /// Whether a tensor of the result's shape and type is added at the end.
     pub residual: bool,
-    /// Value columns times the GELU of gate columns, packed by [`gated_rows`].
+    /// Value columns times the activation (GELU where there is none) of gate columns, packed by [`gated_rows`].
     pub gated: bool,
     /// How x is stored.
     pub input: DType,

@@ -57,7 +57,7 @@ pub struct Matrix {
     pub row_bias: Option<Slice>,
     /// Whether a tensor of the output's shape and type is added at the end.
     pub residual: bool,
-    /// Value columns times the GELU of gate columns, packed by [`gated_rows`].
+    /// Value columns times the activation (GELU where there is none) of gate columns, packed by [`gated_rows`].
     pub gated: bool,
     /// Element types of the input, the weight and the output.
     pub types: [DType; 3],
@@ -346,6 +346,11 @@ impl Matrix {
         Launch { params: bytemuck::bytes_of(&params).to_vec(), workgroups, ranges }
     }
 
+    /// What becomes of a gate: GELU where no activation is named.
+    pub(super) fn gate(&self) -> Activation {
+        if self.activation == Activation::None { Activation::Gelu } else { self.activation }
+    }
+
     /// The same in f64: `a [B, H, W, K]` with the channels of both inputs, `w [N][K][kernel height][kernel width]`
     /// (gated: values, then gates), `bias [N]`, `row_bias [B, channels]`, `residual [B, OH, OW, N]`.
     pub fn reference(&self, a: &[f64], w: &[f64], bias: &[f64], row_bias: &[f64], residual: &[f64]) -> Vec<f64> {
@@ -360,7 +365,7 @@ impl Matrix {
                     value += row_bias[row / positions * slice.channels as usize + slice.first as usize + n];
                 }
                 value = if self.gated {
-                    value * Activation::Gelu.apply(sum(outputs + n))
+                    value * self.gate().apply(sum(outputs + n))
                 } else {
                     self.activation.apply(value)
                 };

@@ -1,6 +1,5 @@
 //! The second half of a product whose sum is split: adds the parts and applies the epilogue. See [`super::matrix`].
 
-use super::elementwise::Activation;
 use super::matrix::{Matrix, PANEL};
 use super::{Call, Launch, Limits, Variant, fold, vector_bytes, vectors};
 
@@ -69,7 +68,7 @@ pub fn reference(
                 value += row_bias[picture * slice.channels as usize + slice.first as usize + n];
             }
             value = if config.gated {
-                value * Activation::Gelu.apply(sum(physical + panel))
+                value * config.gate().apply(sum(physical + panel))
             } else {
                 config.activation.apply(value)
             };

@@ -37,6 +37,8 @@ pub mod pool;
 pub mod put_row;
 pub mod resample;
 pub mod resampling;
+pub mod position_bias;
+pub mod rms_norm;
 pub mod roof_coop;
 pub mod roof_copy;
 pub mod roof_fma;
@@ -105,6 +107,8 @@ shaders![
     "resample",
     "prediction",
     "put_row",
+    "position_bias",
+    "rms_norm",
     "roof_coop",
     "roof_copy",
     "roof_fma",
@@ -200,8 +204,8 @@ impl Variant {
             "attention_shared" => text.push_str(attention_shared::prelude(self)),
             "scheduler_step" | "dynamic_threshold" => text.push_str(shader_text("prediction")),
             "group_norm" | "group_norm_stats" => text.push_str(shader_text("pair")),
-            "layer_norm" if self.enables.contains(&Enable::Subgroups) => text.push_str(shader_text("rows_subgroup")),
-            "layer_norm" => text.push_str(shader_text("rows_workgroup")),
+            "layer_norm" | "rms_norm" if self.enables.contains(&Enable::Subgroups) => text.push_str(shader_text("rows_subgroup")),
+            "layer_norm" | "rms_norm" => text.push_str(shader_text("rows_workgroup")),
             _ => {}
         }
         text.push_str(&template::expand(shader_text(self.stem), &self.constants));

@@ -25,6 +25,7 @@ mod resnet;
 pub mod text {
     pub mod bart;
     pub mod clip;
+    pub mod t5;
 }
 mod tokens;
 mod wide;

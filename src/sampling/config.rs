@@ -112,6 +112,16 @@ impl SchedulerConfig {
         self.settings.train_steps
     }
 
+    /// What a sample and noise of unit variance are multiplied by where they are added at training step `level`.
+    ///
+    /// # Errors
+    /// A level that the model was not trained with.
+    pub fn noise_at(&self, level: u32) -> Result<[f32; 2]> {
+        let training = schedule::Training::new(&self.settings, false);
+        let alpha = training.alpha(i64::from(level))?;
+        Ok([alpha.sqrt(), (1.0 - alpha).sqrt()])
+    }
+
     /// The same settings under another solver, exactly as diffusers' `Kind.from_config(old.config)`: what the file says
     /// explicitly is kept where the new class knows it, what it left to defaults takes the new class's default.
     pub fn with_sampler(&self, kind: SamplerKind) -> Result<Self> {

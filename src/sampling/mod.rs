@@ -10,6 +10,7 @@ mod config;
 mod kinds;
 mod noise;
 mod program;
+pub mod published;
 mod schedule;
 mod settings;
 mod solvers;

@@ -83,7 +83,6 @@ impl Index<'_> {
         Ok(())
     }
 
-    #[expect(dead_code, reason = "the next systems have optional parts")]
     /// Whether the index names a part and does not leave it out (`[null, null]`).
     pub fn has_part(&self, part: &str) -> bool {
         self.parts.get(part).and_then(|pair| pair.get(1)).is_some_and(Value::is_string)

@@ -15,10 +15,13 @@ pub mod directory;
 pub mod embedded;
 #[cfg(feature = "embedded-model")]
 pub mod embedded_dalle;
+#[cfg(feature = "embedded-model")]
+pub mod embedded_imagen;
 pub mod file_source;
 mod files;
 pub mod flax;
 mod index;
+pub mod imagen;
 pub mod keys;
 pub mod kind;
 mod msgpack;
@@ -32,6 +35,7 @@ mod safetensors_header;
 pub mod shapes;
 pub mod single_file;
 pub mod stored;
+pub mod t5;
 pub mod tensor_file;
 
 use std::ops::Range;

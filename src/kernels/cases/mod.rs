@@ -21,6 +21,7 @@ mod rows;
 mod sampled;
 mod sizes;
 mod steps;
+mod t5;
 mod tokens;
 mod tuning;
 
@@ -288,6 +289,7 @@ pub fn cases() -> Vec<Case> {
         roofs::cases,
         rows::cases,
         steps::cases,
+        t5::cases,
         tokens::cases,
     ];
     let types = [DType::F32, DType::F16];

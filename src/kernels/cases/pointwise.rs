@@ -84,6 +84,9 @@ impl Kernel for Pointwise {
             let curve = match activation {
                 Activation::None => 0.0,
                 Activation::Gelu => 2e-7 * sum + 8.0 * EPS * values[i].abs(),
+                Activation::Relu => EPS * values[i].abs(),
+                // The cubic in the exponent errs by a few eps of itself, which at most 80 matter of.
+                Activation::GeluTanh => (8.0 + 24.0 * sum.min(6.0).powi(3)) * EPS * values[i].abs() + 1e-33,
                 Activation::Silu | Activation::QuickGelu => (8.0 + 8.0 * sum) * EPS * values[i].abs() + 1e-37,
             };
             4.0 * 1.2 * EPS * sum + curve
