@@ -364,11 +364,8 @@ impl Matrix {
                 if let Some(slice) = self.row_bias {
                     value += row_bias[row / positions * slice.channels as usize + slice.first as usize + n];
                 }
-                value = if self.gated {
-                    value * self.gate().apply(sum(outputs + n))
-                } else {
-                    self.activation.apply(value)
-                };
+                value =
+                    if self.gated { value * self.gate().apply(sum(outputs + n)) } else { self.activation.apply(value) };
                 out.push(value + if self.residual { residual[row * outputs + n] } else { 0.0 });
             }
         }

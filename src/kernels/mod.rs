@@ -34,10 +34,10 @@ pub mod matrix_tiles;
 pub mod matrix_vector;
 pub mod pixels;
 pub mod pool;
+pub mod position_bias;
 pub mod put_row;
 pub mod resample;
 pub mod resampling;
-pub mod position_bias;
 pub mod rms_norm;
 pub mod roof_coop;
 pub mod roof_copy;
@@ -204,7 +204,9 @@ impl Variant {
             "attention_shared" => text.push_str(attention_shared::prelude(self)),
             "scheduler_step" | "dynamic_threshold" => text.push_str(shader_text("prediction")),
             "group_norm" | "group_norm_stats" => text.push_str(shader_text("pair")),
-            "layer_norm" | "rms_norm" if self.enables.contains(&Enable::Subgroups) => text.push_str(shader_text("rows_subgroup")),
+            "layer_norm" | "rms_norm" if self.enables.contains(&Enable::Subgroups) => {
+                text.push_str(shader_text("rows_subgroup"))
+            }
             "layer_norm" | "rms_norm" => text.push_str(shader_text("rows_workgroup")),
             _ => {}
         }
