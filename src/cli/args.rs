@@ -108,6 +108,18 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "P", value_parser = ["epsilon", "v_prediction", "sample"])]
     pub prediction_type: Option<String>,
 
+    /// DeepFloyd IF: a further stage, which enlarges the picture of the one before it; may be given several times
+    #[arg(long, value_name = "MODEL")]
+    pub then: Vec<PathBuf>,
+
+    /// Denoising steps of a stage that enlarges the first one's picture [default: the model's own]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub sr_steps: Option<u32>,
+
+    /// Noise added to a picture before it is enlarged, in steps of the model's schedule [default: the model's own]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub noise_level: Option<u32>,
+
     /// DALL-E: the directory or file of the image tokens' decoder, where it does not lie in MODEL
     #[arg(long, value_name = "DIR")]
     pub vqgan: Option<PathBuf>,

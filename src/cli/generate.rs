@@ -168,6 +168,8 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         latents,
         top_k: args.top_k,
         temperature: args.temperature,
+        sr_steps: args.sr_steps,
+        noise_level: args.noise_level,
         ..Request::default()
     }
 }

@@ -1,6 +1,6 @@
 //! From what `--model` names to a system on an adapter.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::args::GenerateArgs;
@@ -32,7 +32,15 @@ pub enum Opened {
 impl Opened {
     /// Opens what the command names, and tells what its hash is made from.
     pub fn open(args: &GenerateArgs) -> Result<(Self, HashSource)> {
-        match args.model.as_deref().map(kind_of).transpose()?.unwrap_or(ModelKind::StableDiffusion) {
+        let kind = args.model.as_deref().map(kind_of).transpose()?;
+        let chains = matches!(kind, Some(ModelKind::Imagen | ModelKind::ImagenSuperResolution));
+        if let Some(next) = args.then.first().filter(|_| !chains) {
+            return Err(Error::usage("a further stage")
+                .at("--then")
+                .expected("a first stage of DeepFloyd IF as --model")
+                .found(next.display()));
+        }
+        match kind.unwrap_or(ModelKind::StableDiffusion) {
             ModelKind::StableDiffusion => {
                 refuse_dalle_options(args)?;
                 let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
@@ -44,7 +52,7 @@ impl Opened {
                 Ok((Self::Dalle(Box::new(checkpoint)), hash))
             }
             ModelKind::Imagen | ModelKind::ImagenSuperResolution => {
-                let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")))?;
+                let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")), &args.then)?;
                 Ok((Self::Imagen(stages), hash))
             }
             kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
@@ -91,15 +99,18 @@ pub fn open_dalle(path: &Path, vqgan: Option<&Path>) -> Result<(DalleCheckpoint,
     Ok((checkpoint, hash))
 }
 
-/// The stage of an Imagen in a directory, or both of the built-in one, and what their hash is made from.
-pub fn open_imagen(path: &Path) -> Result<(Vec<ImagenStage>, HashSource)> {
+/// The stage of an Imagen in a directory, or both of the built-in one, and those that follow, and what their hash is made from.
+pub fn open_imagen(path: &Path, then: &[PathBuf]) -> Result<(Vec<ImagenStage>, HashSource)> {
     #[cfg(feature = "embedded-model")]
     if path.as_os_str() == embedded_imagen::NAME && !path.exists() {
-        return Ok((embedded_imagen::open()?, HashSource::Bytes(embedded_imagen::UNET)));
+        let mut stages = embedded_imagen::open()?;
+        stages.extend(then.iter().map(|path| ImagenStage::open(path)).collect::<Result<Vec<_>>>()?);
+        return Ok((stages, HashSource::Bytes(embedded_imagen::UNET)));
     }
-    let stage = ImagenStage::open(path)?;
-    let hash = HashSource::Files(stage.files.clone());
-    Ok((vec![stage], hash))
+    let mut stages = vec![ImagenStage::open(path)?];
+    let hash = HashSource::Files(stages[0].files.clone());
+    stages.extend(then.iter().map(|path| ImagenStage::open(path)).collect::<Result<Vec<_>>>()?);
+    Ok((stages, hash))
 }
 
 /// The kind of a model by its built-in name or by its path.

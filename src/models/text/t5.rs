@@ -14,7 +14,7 @@ use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::models::attention::{Heads, Projections, Scores, attend, projection};
 use crate::models::config::T5Config;
 use crate::models::embedding::lookup;
-use crate::models::nn::{self, Linear, padded, vector};
+use crate::models::nn::{self, Linear, padded, product, vector};
 use crate::tensor::DType;
 use crate::weights::Weights;
 
@@ -86,11 +86,20 @@ fn norm(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value) -> Value {
 fn attention(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value, bias: Value) -> Value {
     let heads = Heads { count: config.heads as u32, width: config.head_width as u32 };
     let inner = heads.count * heads.padded();
+    let (binding, precision) = (g.limits().binding, g.precision().bytes() as u64);
     let h = norm(g, &w.at("layer_norm"), config, x);
     let w = w.at("SelfAttention");
-    let qkv = projection(g, &w, &PROJECTIONS, &[PROJECTIONS.query, PROJECTIONS.key, PROJECTIONS.value], h, heads);
+    let Projections { query, key, value, .. } = PROJECTIONS;
+    let mut project = |parts: &[&str]| projection(g, &w, &PROJECTIONS, parts, h, heads);
+    let whole = 3 * u64::from(inner) * config.width.next_multiple_of(4) as u64 * precision;
+    let (q, kv) = if whole <= binding {
+        let fused = project(&[query, key, value]);
+        ((fused, 0), (fused, [inner, 2 * inner]))
+    } else {
+        ((project(&[query]), 0), (project(&[key, value]), [0, inner]))
+    };
     let scores = Scores { causal: false, raw: true, bias: Some(bias) };
-    let h = attend(g, w.path(), (qkv, 0), (qkv, [inner, 2 * inner]), heads, scores);
+    let h = attend(g, w.path(), q, kv, heads, scores);
     let out = Linear { bias: false, residual: Some(x), heads: Some(heads), single: true, ..plain(config.width) };
     nn::linear(g, &w.at(PROJECTIONS.out), h, out)
 }
@@ -99,27 +108,53 @@ fn plain(out: usize) -> Linear {
     Linear { bias: false, ..Linear::new(out as u32) }
 }
 
-/// x + Wo(act(Wi x)), or with gates Wo(act(Wi_0 x) * (Wi_1 x)).
+/// x + Wo(act(Wi x)), or with gates Wo(act(Wi_0 x) * (Wi_1 x)), in as many parts of the inner channels as the adapter's
+/// bindings ask for.
 fn feed_forward(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value) -> Value {
     let h = norm(g, &w.at("layer_norm"), config, x);
     let w = w.at("DenseReluDense");
-    let h = if config.gated {
-        gates(g, &w, config, h)
-    } else {
-        let wide = Linear { activation: config.activation, single: true, ..plain(config.feed_forward) };
-        nn::linear(g, &w.at("wi"), h, wide)
-    };
-    nn::linear(g, &w.at("wo"), h, Linear { residual: Some(x), single: true, ..plain(config.width) })
+    let names: &[&str] = if config.gated { &["wi_1", "wi_0"] } else { &["wi"] };
+    let [width, inner] = [config.width, config.feed_forward].map(|count| count as u32);
+    let keys: Vec<String> = names.iter().map(|name| w.at(name).at("weight").claim(&[&[inner, width]])).collect();
+    let last = w.at("wo").at("weight").claim(&[&[width, inner]]);
+    let row = names.len() as u64 * u64::from(width.next_multiple_of(32)) * g.precision().bytes() as u64;
+    let most = (g.limits().binding / row / PANEL * PANEL).max(PANEL).min(u64::from(inner)) as u32;
+    let mut sum = x;
+    for first in (0..inner).step_by(most as usize) {
+        let count = most.min(inner - first);
+        let parts = Part { keys: &keys, first, count, gated: config.gated };
+        let h = opened(g, &w, config, h, &parts);
+        let columns = padded(count).into_iter().map(|column| column.map(|column| first + column)).collect();
+        let rows = (0..width).map(|row| Some((0, row))).collect();
+        let weight = w.matrix(g, vec![last.clone()], rows, columns, 1);
+        let out = Linear { residual: Some(sum), single: true, ..plain(config.width) };
+        sum = product(g, w.at("wo").path(), h, weight, None, out);
+    }
+    sum
 }
 
-/// x -> act(Wi_0 x) * (Wi_1 x) in f32, one product of both matrices.
-fn gates(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value) -> Value {
-    let (from, out) = (g.shape(x), config.feed_forward as u32);
-    // The kernel's values come first and its gates second.
-    let keys = ["wi_1", "wi_0"].map(|part| w.at(part).at("weight").claim(&[&[out, from.channels]]));
-    let rows = |source: RowSource| source.map(|(_, row)| ((row / out) as u8, row % out));
-    let rows: Vec<RowSource> = gated_rows(out).into_iter().map(rows).collect();
-    let weight = w.matrix(g, keys.to_vec(), rows, padded(from.channels), 1);
+/// Columns of a packed matrix lie in panels of so many.
+const PANEL: u64 = 32;
+
+/// Some of the inner channels of a feed-forward part.
+struct Part<'a> {
+    keys: &'a [String],
+    first: u32,
+    count: u32,
+    gated: bool,
+}
+
+/// x -> act(Wi_0 x) * (Wi_1 x), one product of both matrices whose values come first and whose gates second, or act(Wi x); in
+/// f32.
+fn opened(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value, part: &Part<'_>) -> Value {
+    let (from, out) = (g.shape(x), part.count);
+    let rows: Vec<RowSource> = if part.gated {
+        let row = |source: RowSource| source.map(|(_, row)| ((row / out) as u8, part.first + row % out));
+        gated_rows(out).into_iter().map(row).collect()
+    } else {
+        (0..out).map(|row| Some((0, part.first + row))).collect()
+    };
+    let weight = w.matrix(g, part.keys.to_vec(), rows, padded(from.channels), 1);
     let kernel = Matmul {
         rows: from.rows(),
         inputs: from.channels,
@@ -127,7 +162,7 @@ fn gates(g: &mut Graph, w: &Weights<'_>, config: &T5Config, x: Value) -> Value {
         activation: config.activation,
         bias: false,
         residual: false,
-        gated: true,
+        gated: part.gated,
         input: g.dtype(x),
         weight: g.precision(),
         output: DType::F32,
