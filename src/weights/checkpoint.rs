@@ -160,16 +160,17 @@ impl Checkpoint {
             return fault("the UNet's output channels", unet.in_channels.to_string(), unet.out_channels.to_string());
         }
         // Inputs that the UNets of other systems have and that nothing here gives.
+        let word = |value: Option<String>| value.map(|value| value.to_lowercase());
         let foreign = [
-            ("class_embed_type", unet.class.is_some()),
-            ("addition_embed_type", unet.addition.is_some()),
-            ("encoder_hid_dim_type", unet.hidden.is_some()),
+            ("class_embed_type", word(unet.class.map(|class| format!("{class:?}")))),
+            ("addition_embed_type", word(unet.addition.as_ref().map(|addition| format!("{addition:?}")))),
+            ("encoder_hid_dim_type", word(unet.hidden.as_ref().map(|hidden| format!("{hidden:?}")))),
         ];
-        if let Some((field, _)) = foreign.iter().find(|(_, there)| *there) {
+        if let Some((field, Some(value))) = foreign.iter().find(|(_, value)| value.is_some()) {
             return Err(Error::new("unsupported model")
                 .at(format!("{}, unet/config.json: `{field}`", self.name))
                 .expected("a UNet of Stable Diffusion")
-                .found("an input that only other systems have")
+                .found(format!("{value}, an input that only other systems have"))
                 .hint("the directory of the whole pipeline that this UNet belongs to"));
         }
         let width: usize = self.text_encoders.iter().map(|part| part.config.hidden_size).sum();

@@ -22,7 +22,7 @@ pub enum ClassEmbedding {
     },
     /// "timestep": the label is a number, embedded as the timestep is, by layers of its own.
     Timestep,
-    /// "identity": the label is a vector [E] itself.
+    /// "identity": the label is a vector of E channels itself.
     Identity,
     /// "projection": the label is a vector, which two layers with SiLU between them project.
     Projection {

@@ -15,9 +15,9 @@ use crate::weights::Weights;
 /// The values of a step that live on between steps, or are made before the first.
 #[derive(Debug, Clone)]
 pub struct Given {
-    /// [B]: the token that was drawn last, and the place of the one that is to be drawn.
+    /// For each of B: the token that was drawn last, and the place of the one that is to be drawn.
     pub state: Value,
-    /// [B]: the index of the text's last token, in the second place.
+    /// For each of B: the index of the text's last token, in the second place.
     pub last: Value,
     /// Of each layer, keys and values of the text [B, T, 2 * inner], as [`text_keys`] makes them.
     pub text: Vec<Value>,
