@@ -20,6 +20,7 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         output: dtype,
     };
     let activated = |activation: Activation, config: Matmul| Matmul { activation, ..config };
+    let opened = |gated: bool, config: Matmul| Matmul { gated, bias: false, output: DType::F32, ..config };
     let mut all = vec![
         ("time embedding of SD", activated(Activation::Silu, linear(2, 320, 1280))),
         ("projection of SD, level 1", Matmul { bias: false, ..linear(72, 320, 960) }),
@@ -36,6 +37,15 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("columns of two panels and one more", linear(33, 66, 65)),
         ("gated, tails everywhere", Matmul { gated: true, ..linear(21, 43, 75) }),
         ("gated, one panel", Matmul { gated: true, ..linear(5, 6, 7) }),
+        ("feed-forward of T5, gated", activated(Activation::GeluTanh, opened(true, linear(77, 64, 160)))),
+        ("gated by SiLU, tails", activated(Activation::Silu, opened(true, linear(21, 43, 75)))),
+        ("gated by ReLU, tails", activated(Activation::Relu, opened(true, linear(9, 22, 37)))),
+        ("feed-forward of the first T5", activated(Activation::Relu, opened(false, linear(33, 21, 50)))),
+        ("GELU by tanh", activated(Activation::GeluTanh, linear(19, 37, 61))),
+        (
+            "feed-forward of T5, back",
+            Matmul { residual: true, input: DType::F32, ..opened(false, linear(77, 160, 64)) },
+        ),
     ];
     if dtype == DType::F32 {
         // Large enough for the larger tile of CPU adapters; once is enough for a reference in f64.
