@@ -179,6 +179,12 @@ fn requests_that_cannot_be_met() {
     place.fails(&model, &["--sampler", "eulre"], 2, &["sampler", "eulre", "euler"]);
     place.fails(&model, &["--schedule", "kerras"], 2, &["schedule", "kerras", "karras"]);
     place.fails(&model, &["--clip-skip", "9"], 2, &["--clip-skip", "9"]);
+    for option in ["--top-k", "--temperature", "--noise-level", "--sr-steps"] {
+        place.fails(&model, &[option, "3"], 2, &["not an option of Stable Diffusion", option]);
+    }
+    for option in ["--vqgan", "--then"] {
+        place.fails(&model, &[option, "folder"], 2, &["an option of other models", option, "Stable Diffusion"]);
+    }
     let latents = |shape: &str, count: usize| {
         let header = format!(r#"{{"latents":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{}]}}}}"#, count * 4);
         place.write("latents.safetensors", safetensors(&header, count * 4)).to_str().unwrap().to_owned()

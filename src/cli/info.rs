@@ -28,6 +28,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             dalle_info::describe(&open_dalle(model, None)?.0, &request, args.precision)?
         }
         Some(model) => {
+            painter::told_of(Some(Path::new(model)))?;
             let request = Request { width: args.width, height: args.height, ..Request::default() };
             let tiling = Tiling::from_environment(&args.vae_tiling)?;
             let run = Run { precision: args.precision, pictures: args.batch, tiling };

@@ -74,6 +74,7 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
         dalle_info::explain(&mut text, &checkpoint, request, args.precision)?;
         return Ok(text);
     }
+    told_of(args.model.as_deref())?;
     let (checkpoint, _) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
     let settings = Settings::resolve(request, &checkpoint)?;
     let Settings { width, height, steps, guidance_scale, guidance_rescale, clip_skip, scheduler, guided } = &settings;
@@ -90,6 +91,17 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
     info::memory(&mut text, &checkpoint, &settings, &run)?;
     text.push_str(&program.to_string());
     Ok(text)
+}
+
+/// Errors for a model that draws and of which nothing is told before.
+pub fn told_of(model: Option<&Path>) -> Result<()> {
+    match model.map(kind_of) {
+        None | Some(Err(_) | Ok(ModelKind::StableDiffusion | ModelKind::DalleMini)) => Ok(()),
+        Some(Ok(kind)) => Err(Error::usage("nothing can be told of this kind of model without drawing")
+            .at("--explain and info")
+            .expected("Stable Diffusion or DALL-E mini")
+            .found(kind)),
+    }
 }
 
 /// Opens model and adapter as the command asks for.

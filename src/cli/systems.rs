@@ -32,17 +32,10 @@ pub enum Opened {
 impl Opened {
     /// Opens what the command names, and tells what its hash is made from.
     pub fn open(args: &GenerateArgs) -> Result<(Self, HashSource)> {
-        let kind = args.model.as_deref().map(kind_of).transpose()?;
-        let chains = matches!(kind, Some(ModelKind::Imagen | ModelKind::ImagenSuperResolution));
-        if let Some(next) = args.then.first().filter(|_| !chains) {
-            return Err(Error::usage("a further stage")
-                .at("--then")
-                .expected("a first stage of DeepFloyd IF as --model")
-                .found(next.display()));
-        }
-        match kind.unwrap_or(ModelKind::StableDiffusion) {
+        let kind = args.model.as_deref().map(kind_of).transpose()?.unwrap_or(ModelKind::StableDiffusion);
+        refuse_options(args, kind)?;
+        match kind {
             ModelKind::StableDiffusion => {
-                refuse_dalle_options(args)?;
                 let (checkpoint, hash) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
                 Ok((Self::StableDiffusion(Box::new(checkpoint)), hash))
             }
@@ -55,7 +48,10 @@ impl Opened {
                 let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")), &args.then)?;
                 Ok((Self::Imagen(stages), hash))
             }
-            kind => Err(Error::new("unsupported model").at("--model").found(format!("{kind:?}"))),
+            ModelKind::Karlo | ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
+                .at("--model")
+                .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
+                .found(kind)),
         }
     }
 
@@ -72,19 +68,21 @@ impl Opened {
     }
 }
 
-/// What only a DALL-E knows must not pass by another model unseen.
-fn refuse_dalle_options(args: &GenerateArgs) -> Result<()> {
+/// An option of another kind of model must not pass unseen. Those that a request carries are the systems' own matter.
+fn refuse_options(args: &GenerateArgs, kind: ModelKind) -> Result<()> {
+    let imagen = matches!(kind, ModelKind::Imagen | ModelKind::ImagenSuperResolution);
     let given = [
-        ("--vqgan", args.vqgan.is_some()),
-        ("--top-k", args.top_k.is_some()),
-        ("--temperature", args.temperature.is_some()),
+        ("--vqgan", args.vqgan.is_some() && kind != ModelKind::DalleMini, "DALL-E mini and mega"),
+        ("--then", !args.then.is_empty() && !imagen, "the stages of DeepFloyd IF"),
+        ("--prediction-type", args.prediction_type.is_some() && kind != ModelKind::StableDiffusion, "Stable Diffusion"),
+        ("--vae-tiling", args.vae_tiling != "auto" && kind != ModelKind::StableDiffusion, "Stable Diffusion"),
     ];
-    match given.into_iter().find(|(_, given)| *given) {
+    match given.into_iter().find(|(_, given, _)| *given) {
         None => Ok(()),
-        Some((option, _)) => Err(Error::usage("an option of DALL-E models alone")
+        Some((option, _, whose)) => Err(Error::usage("an option of other models")
             .at(option)
-            .found("a model that denoises")
-            .hint("-m emoji-dalle, or a directory of DALL-E mini")),
+            .expected(format!("a model of {whose}"))
+            .found(kind)),
     }
 }
 

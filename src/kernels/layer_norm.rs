@@ -23,7 +23,7 @@ pub struct LayerNorm {
     pub dtype: DType,
 }
 
-/// The uniform of `shaders/layer_norm.wgsl`.
+/// The uniform of `shaders/layer_norm.wgsl` and `shaders/rms_norm.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
@@ -39,6 +39,30 @@ pub struct Params {
 
 /// x, weight, bias -> y. `None` when one row is too large for a binding.
 pub fn call(config: &LayerNorm, limits: &Limits) -> Option<Call> {
+    let LayerNorm { rows, channels, eps, dtype } = *config;
+    normalised(&Rows { stem: "layer_norm", rows, channels, eps, types: [dtype, dtype], vectors: 2, flops: 8 }, limits)
+}
+
+/// What a norm over the channels of each row is called with.
+pub(super) struct Rows {
+    /// The shader, which goes on with `rows_subgroup` or `rows_workgroup`.
+    pub stem: &'static str,
+    /// Rows.
+    pub rows: u32,
+    /// C.
+    pub channels: u32,
+    /// Added below the root.
+    pub eps: f32,
+    /// Stored element types of the input and the output.
+    pub types: [DType; 2],
+    /// How many vectors [C] lie between the input and the output: weight, bias.
+    pub vectors: usize,
+    /// Operations of an element.
+    pub flops: u64,
+}
+
+/// The dispatches of a norm over rows. `None` when one row is too large for a binding.
+pub(super) fn normalised(config: &Rows, limits: &Limits) -> Option<Call> {
     let width = vectors(config.channels);
     let subgroups = (8..=128).contains(&limits.subgroup);
     let span = match (subgroups, limits.lanes()) {
@@ -49,8 +73,8 @@ pub fn call(config: &LayerNorm, limits: &Limits) -> Option<Call> {
     // On a CPU, invocations beyond one subgroup make barriers costly and hide nothing.
     let group = if limits.lanes() { 1 } else { LANES / span };
     let depth = width.div_ceil(span);
-    let tensor = (u64::from(width) * vector_bytes(config.dtype), vector_bytes(config.dtype));
-    let launches = bands::rows(u64::from(config.rows), &[tensor, tensor], u64::from(width), limits)?;
+    let tensor = |dtype: DType| (u64::from(width) * vector_bytes(dtype), vector_bytes(dtype));
+    let launches = bands::rows(u64::from(config.rows), &config.types.map(tensor), u64::from(width), limits)?;
     let launches = launches.into_iter().map(|(begin, end, parts)| {
         let params = Params {
             begin: begin as u32,
@@ -63,24 +87,25 @@ pub fn call(config: &LayerNorm, limits: &Limits) -> Option<Call> {
             pad: 0,
         };
         let [x, y] = [parts[0], parts[1]].map(|part| Some((part.offset, part.size)));
+        let between = std::iter::repeat_n(None, config.vectors);
         Launch {
             params: bytemuck::bytes_of(&params).to_vec(),
             workgroups: fold((end - begin).div_ceil(u64::from(group)), limits),
-            ranges: vec![x, None, None, y],
+            ranges: std::iter::once(x).chain(between).chain([y]).collect(),
         }
     });
     let kept = if depth <= KEPT { depth } else { 1 };
     let elements = u64::from(config.rows) * u64::from(config.channels);
     Some(Call {
         variant: Variant {
-            stem: "layer_norm",
+            stem: config.stem,
             enables: if subgroups { vec![Enable::Subgroups] } else { vec![] },
             constants: vec![("SPAN", span), ("ROWS", group), ("DEPTH", depth), ("KEPT", kept)],
-            types: vec![("X", config.dtype), ("Y", config.dtype)],
+            types: vec![("X", config.types[0]), ("Y", config.types[1])],
         },
         launches: launches.collect(),
-        flops: 8 * elements,
-        bytes: 2 * elements * config.dtype.bytes() as u64,
+        flops: config.flops * elements,
+        bytes: elements * config.types.iter().map(|dtype| dtype.bytes() as u64).sum::<u64>(),
     })
 }
 

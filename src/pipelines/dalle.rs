@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::dalle_stages::{DalleSettings, PictureStage, TextStage, TokenStage, dalle_graphs, tokenize};
 use super::request::Request;
-use super::system::{Drawing, Event, Picture, Summary, System, Variation, Work};
+use super::system::{Drawing, Event, Picture, Staged, Summary, System, Variation, Work};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::executor::Resident;
@@ -64,12 +64,7 @@ impl Dalle {
             ("--sr-steps", request.sr_steps.is_some(), "it has no super-resolution stage"),
             ("a picture", request.image.is_some(), "it draws from text alone"),
         ];
-        if let Some((option, _, why)) = refused.into_iter().find(|(_, asked, _)| *asked) {
-            return Err(Error::usage("not an option of a DALL-E model")
-                .at(option)
-                .found(why)
-                .hint(format!("pictures of {pixels} x {pixels} pixels, with --cfg-scale, --top-k and --temperature")));
-        }
+        Request::refuse("a DALL-E model", &refused)?;
         let defaults = checkpoint.defaults;
         let settings = DalleSettings {
             guidance_scale: request.guidance_scale.unwrap_or(defaults.guidance_scale),
@@ -162,76 +157,6 @@ struct DalleDrawing {
 }
 
 impl DalleDrawing {
-    /// Does the next piece of work, prompt -> text vectors -> tokens -> picture, and tells what comes after it.
-    fn advance(&mut self) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let Dalle { gpu, checkpoint, precision } = model.as_ref();
-        let count = checkpoint.config.image_length;
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Fresh => {
-                self.phase = Phase::LoadText;
-                self.begin(Work::Loading, "loading the text encoder", 0);
-            }
-            Phase::LoadText => {
-                let text = TextStage::new(gpu, checkpoint, *precision, &self.settings)?;
-                self.phase = Phase::Encode(Box::new(text));
-                self.begin(Work::Encoding, "encoding the prompt", 0);
-            }
-            Phase::Encode(text) => {
-                let (tokens, states) = self.encode(&text)?;
-                // What has been submitted holds the encoder's weights: wait, so that they are gone before the next come.
-                drop(text);
-                gpu.wait()?;
-                self.phase = Phase::LoadGenerator(tokens, states);
-                self.begin(Work::Loading, "loading the generator", 0);
-            }
-            Phase::LoadGenerator(tokens, states) => {
-                let stage = TokenStage::new(gpu, checkpoint, *precision, &self.settings, &tokens, &states)?;
-                self.events.push_back(Event::Note(format!("generator: {} MiB on the adapter", stage.bytes() >> 20)));
-                self.tokens = Some(stage);
-                self.phase = Phase::Start;
-                self.begin(Work::Generating, "drawing image tokens", count);
-            }
-            Phase::Start => {
-                self.generator = TorchGenerator::new(self.request.seed);
-                self.flying.clear();
-                self.stage().start()?;
-                self.phase = Phase::Step(0);
-            }
-            Phase::Step(index) => {
-                self.step(index, count)?;
-                self.events.push_back(Event::Step(index + 1, count));
-                self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
-            }
-            Phase::Finish => {
-                self.finish(count)?;
-                self.phase = Phase::LoadDecoder(self.stage().tokens()?);
-                self.release();
-                if self.decode.is_none() {
-                    self.begin(Work::Loading, "loading the decoder", 0);
-                }
-            }
-            Phase::LoadDecoder(tokens) => {
-                if self.decode.is_none() {
-                    self.decode = Some(PictureStage::new(gpu, checkpoint, *precision, &self.settings, &tokens)?);
-                }
-                self.phase = Phase::Decode;
-                self.begin(Work::Decoding, "decoding", 0);
-            }
-            Phase::Decode => {
-                let picture = self.decode()?;
-                self.remaining = self.remaining.saturating_sub(1);
-                self.events.push_back(Event::Picture(picture));
-            }
-            Phase::Done => {}
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
-        self.events.push_back(Event::Stage { work, what, steps });
-    }
-
     fn stage(&self) -> &TokenStage {
         self.tokens.as_ref().unwrap_or_else(|| panic!("the generator is loaded before it is used"))
     }
@@ -312,21 +237,87 @@ impl DalleDrawing {
     }
 }
 
+impl Staged for DalleDrawing {
+    fn events(&mut self) -> &mut VecDeque<Event> {
+        &mut self.events
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// Does the next piece of work, prompt -> text vectors -> tokens -> picture, and tells what comes after it.
+    fn advance(&mut self) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        let Dalle { gpu, checkpoint, precision } = model.as_ref();
+        let count = checkpoint.config.image_length;
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Fresh => {
+                self.phase = Phase::LoadText;
+                self.begin(Work::Loading, "loading the text encoder", 0);
+            }
+            Phase::LoadText => {
+                let text = TextStage::new(gpu, checkpoint, *precision, &self.settings)?;
+                self.phase = Phase::Encode(Box::new(text));
+                self.begin(Work::Encoding, "encoding the prompt", 0);
+            }
+            Phase::Encode(text) => {
+                let (tokens, states) = self.encode(&text)?;
+                // What has been submitted holds the encoder's weights: wait, so that they are gone before the next come.
+                drop(text);
+                gpu.wait()?;
+                self.phase = Phase::LoadGenerator(tokens, states);
+                self.begin(Work::Loading, "loading the generator", 0);
+            }
+            Phase::LoadGenerator(tokens, states) => {
+                let stage = TokenStage::new(gpu, checkpoint, *precision, &self.settings, &tokens, &states)?;
+                self.events.push_back(Event::Note(format!("generator: {} MiB on the adapter", stage.bytes() >> 20)));
+                self.tokens = Some(stage);
+                self.phase = Phase::Start;
+                self.begin(Work::Generating, "drawing image tokens", count);
+            }
+            Phase::Start => {
+                self.generator = TorchGenerator::new(self.request.seed);
+                self.flying.clear();
+                self.stage().start()?;
+                self.phase = Phase::Step(0);
+            }
+            Phase::Step(index) => {
+                self.step(index, count)?;
+                self.events.push_back(Event::Step(index + 1, count));
+                self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
+            }
+            Phase::Finish => {
+                self.finish(count)?;
+                self.phase = Phase::LoadDecoder(self.stage().tokens()?);
+                self.release();
+                if self.decode.is_none() {
+                    self.begin(Work::Loading, "loading the decoder", 0);
+                }
+            }
+            Phase::LoadDecoder(tokens) => {
+                if self.decode.is_none() {
+                    self.decode = Some(PictureStage::new(gpu, checkpoint, *precision, &self.settings, &tokens)?);
+                }
+                self.phase = Phase::Decode;
+                self.begin(Work::Decoding, "decoding", 0);
+            }
+            Phase::Decode => {
+                let picture = self.decode()?;
+                self.remaining = self.remaining.saturating_sub(1);
+                self.events.push_back(Event::Picture(picture));
+            }
+            Phase::Done => {}
+        }
+        Ok(())
+    }
+}
+
 impl Iterator for DalleDrawing {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Some(Ok(event));
-            }
-            if matches!(self.phase, Phase::Done) {
-                return None;
-            }
-            if let Err(error) = self.advance() {
-                return Some(Err(error));
-            }
-        }
+        self.next_event()
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::imagen_stages::{Graphs, PixelStage, StageSettings, TOKENS};
 use super::request::Request;
 use super::stages::{Side, cut_note};
-use super::system::{Drawing, Event, Picture, Summary, System, Variation, Work};
+use super::system::{Drawing, Event, Picture, Staged, Summary, System, Variation, Work};
 use super::t5_stage::TextStage;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -86,13 +86,9 @@ pub fn imagen_settings(stages: &[ImagenStage], request: &Request) -> Result<Vec<
         ),
         ("a picture", request.image.is_some() && !enlarges, "its first stage draws from text alone"),
     ];
-    if let Some((option, _, why)) = refused.into_iter().find(|(_, asked, _)| *asked) {
-        return Err(Error::usage("not an option of this model").at(option).found(why));
-    }
+    Request::refuse("this model", &refused)?;
     if enlarges && request.image.is_none() {
-        return Err(Error::usage("no picture to enlarge")
-            .at(&stages[0].name)
-            .hint("-m STAGE-I --then STAGE-II, or scumble upscale"));
+        return Err(Error::usage("no picture to enlarge").at(&stages[0].name).hint("-m STAGE-I --then STAGE-II"));
     }
     let count = stages.len();
     stages.iter().enumerate().map(|(at, stage)| StageSettings::resolve(stage, request, at, count)).collect()
@@ -207,53 +203,6 @@ struct ImagenDrawing {
 }
 
 impl ImagenDrawing {
-    /// Does the next piece of work, prompt -> text vectors -> picture -> larger picture, and tells what comes after it.
-    fn advance(&mut self) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let Imagen { gpu, stages, precision } = model.as_ref();
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Fresh => {
-                // Its layers are loaded one group after another, each when the one before has run.
-                self.phase = Phase::Encode;
-                self.begin(Work::Encoding, "encoding the prompt", 0);
-            }
-            Phase::Encode => {
-                if let Some(part) = stages.iter().find_map(|stage| stage.text.as_ref()) {
-                    self.encode(gpu, &TextStage::new(part, *precision, TOKENS)?)?;
-                }
-                self.load_next(0);
-            }
-            Phase::Load(position) => {
-                let from = self.source(position).map(size_of);
-                let parts = (&stages[position], &self.settings[position]);
-                // The stage before is gone before the next one comes.
-                self.loaded = None;
-                gpu.wait()?;
-                let stage = PixelStage::new(gpu, parts, *precision, from, &self.prompts)?;
-                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", stage.bytes() >> 20)));
-                self.loaded = Some((position, stage));
-                self.start_next(position);
-            }
-            Phase::Start(position) => {
-                self.start(position)?;
-                self.phase = Phase::Step(position, 0);
-            }
-            Phase::Step(position, index) => {
-                let count = self.settings[position].program.evaluations.len();
-                self.step(index, count)?;
-                self.events.push_back(Event::Step(index + 1, count));
-                self.phase = if index + 1 < count { Phase::Step(position, index + 1) } else { Phase::Finish(position) };
-            }
-            Phase::Finish(position) => self.finish(position)?,
-            Phase::Done => {}
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
-        self.events.push_back(Event::Stage { work, what, steps });
-    }
-
     /// Goes on with a stage, which may be loaded already.
     fn load_next(&mut self, position: usize) {
         if self.loaded.as_ref().is_some_and(|(loaded, _)| *loaded == position) {
@@ -365,21 +314,64 @@ impl ImagenDrawing {
     }
 }
 
+impl Staged for ImagenDrawing {
+    fn events(&mut self) -> &mut VecDeque<Event> {
+        &mut self.events
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// Does the next piece of work, prompt -> text vectors -> picture -> larger picture, and tells what comes after it.
+    fn advance(&mut self) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        let Imagen { gpu, stages, precision } = model.as_ref();
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Fresh => {
+                // Its layers are loaded one group after another, each when the one before has run.
+                self.phase = Phase::Encode;
+                self.begin(Work::Encoding, "encoding the prompt", 0);
+            }
+            Phase::Encode => {
+                if let Some(part) = stages.iter().find_map(|stage| stage.text.as_ref()) {
+                    self.encode(gpu, &TextStage::new(part, *precision, TOKENS)?)?;
+                }
+                self.load_next(0);
+            }
+            Phase::Load(position) => {
+                let from = self.source(position).map(size_of);
+                let parts = (&stages[position], &self.settings[position]);
+                // The stage before is gone before the next one comes.
+                self.loaded = None;
+                gpu.wait()?;
+                let stage = PixelStage::new(gpu, parts, *precision, from, &self.prompts)?;
+                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", stage.bytes() >> 20)));
+                self.loaded = Some((position, stage));
+                self.start_next(position);
+            }
+            Phase::Start(position) => {
+                self.start(position)?;
+                self.phase = Phase::Step(position, 0);
+            }
+            Phase::Step(position, index) => {
+                let count = self.settings[position].program.evaluations.len();
+                self.step(index, count)?;
+                self.events.push_back(Event::Step(index + 1, count));
+                self.phase = if index + 1 < count { Phase::Step(position, index + 1) } else { Phase::Finish(position) };
+            }
+            Phase::Finish(position) => self.finish(position)?,
+            Phase::Done => {}
+        }
+        Ok(())
+    }
+}
+
 impl Iterator for ImagenDrawing {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Some(Ok(event));
-            }
-            if matches!(self.phase, Phase::Done) {
-                return None;
-            }
-            if let Err(error) = self.advance() {
-                return Some(Err(error));
-            }
-        }
+        self.next_event()
     }
 }
 

@@ -87,6 +87,18 @@ pub struct Request {
     pub sr_steps: Option<u32>,
 }
 
+impl Request {
+    /// Errors for the first of `options` that was asked for: its name, whether it was, and why `model` has none.
+    pub(super) fn refuse(model: &str, options: &[(&str, bool, &str)]) -> Result<()> {
+        match options.iter().find(|(_, asked, _)| *asked) {
+            None => Ok(()),
+            Some((option, _, why)) => {
+                Err(Error::usage(format!("not an option of {model}")).at(option).found(why).hint("leaving it out"))
+            }
+        }
+    }
+}
+
 /// A request with every choice made.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -122,7 +134,22 @@ fn defaults(checkpoint: &Checkpoint) -> (u32, f32) {
 
 impl Settings {
     /// Fills in the model's defaults and checks what was asked for.
+    ///
+    /// # Errors
+    /// Options of other systems; sizes, layers, samplers and schedules that the model does not have.
     pub fn resolve(request: &Request, checkpoint: &Checkpoint) -> Result<Self> {
+        Request::refuse(
+            "Stable Diffusion",
+            &[
+                ("--top-k", request.top_k.is_some(), "pictures are denoised, no tokens are drawn"),
+                ("--temperature", request.temperature.is_some(), "pictures are denoised, no tokens are drawn"),
+                ("--noise-level", request.noise_level.is_some(), "it takes no picture"),
+                ("--prior-steps", request.prior_steps.is_some(), "it has no prior"),
+                ("--prior-cfg-scale", request.prior_guidance_scale.is_some(), "it has no prior"),
+                ("--sr-steps", request.sr_steps.is_some(), "it has no super-resolution stage"),
+                ("a picture", request.image.is_some(), "it draws from text alone"),
+            ],
+        )?;
         let scale = checkpoint.vae.config.scale() as u32;
         let sample = checkpoint.unet.config.sample_size;
         let pixels = |asked: Option<u32>, axis: usize, option: &str| match (asked, sample) {

@@ -8,7 +8,7 @@ use super::denoise::DenoiseStage;
 use super::inspect;
 use super::request::{Request, Settings};
 use super::stages::{Side, TextStage, TextVectors};
-use super::system::{Drawing, Event, Picture, Summary, System, Variation, Work};
+use super::system::{Drawing, Event, Picture, Staged, Summary, System, Variation, Work};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Shape;
@@ -145,75 +145,6 @@ impl Generation {
         &self.program
     }
 
-    /// Does the next piece of work, prompt -> text vectors -> noise -> latent -> picture, and tells what comes after it.
-    fn advance(&mut self) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
-        let count = self.program.evaluations.len();
-        match std::mem::replace(&mut self.phase, Phase::Done) {
-            Phase::Fresh => {
-                self.phase = Phase::LoadText;
-                self.begin(Work::Loading, "loading the text encoder", 0);
-            }
-            Phase::LoadText => {
-                let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
-                self.phase = Phase::Encode(Box::new(text));
-                self.begin(Work::Encoding, "encoding the prompt", 0);
-            }
-            Phase::Encode(text) => {
-                let (vectors, cut) = self.encode(&text)?;
-                // What has been submitted holds the encoders' weights: wait, so that they are gone before the UNet's come.
-                drop(text);
-                gpu.wait()?;
-                self.phase = Phase::LoadDenoiser(vectors);
-                self.events.extend(cut.iter().map(|part| super::stages::cut_note(part)));
-                self.begin(Work::Loading, "loading the denoiser", 0);
-            }
-            Phase::LoadDenoiser(vectors) => {
-                let bytes = self.load_denoiser(&vectors)?;
-                self.phase = Phase::Start;
-                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", bytes >> 20)));
-                self.begin(Work::Generating, "denoising", count);
-            }
-            Phase::Start => {
-                self.start()?;
-                self.phase = if count == 0 { Phase::Finish } else { Phase::Step(0) };
-            }
-            Phase::Step(index) => {
-                self.step(index)?;
-                self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
-                self.events.push_back(Event::Step(index + 1, count));
-            }
-            Phase::Finish => {
-                self.phase = Phase::LoadDecoder(self.finish()?);
-                if self.decode.is_none() {
-                    self.begin(Work::Loading, "loading the decoder", 0);
-                }
-            }
-            Phase::LoadDecoder(state) => {
-                let decode = match self.decode.take() {
-                    Some(decode) => decode,
-                    None => DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?,
-                };
-                let what = if decode.tiled() { "decoding in bands of rows" } else { "decoding" };
-                self.decode = Some(decode);
-                self.phase = Phase::Decode(state);
-                self.begin(Work::Decoding, what, 0);
-            }
-            Phase::Decode(state) => {
-                let picture = self.decode(&state)?;
-                self.remaining = self.remaining.saturating_sub(1);
-                self.events.push_back(Event::Picture(picture));
-            }
-            Phase::Done => {}
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
-        self.events.push_back(Event::Stage { work, what, steps });
-    }
-
     /// Prompts -> text vectors, the negative one's first; and what was cut off the prompts.
     fn encode(&mut self, text: &TextStage) -> Result<(Prompts, Vec<String>)> {
         let mut vectors = Vec::new();
@@ -297,21 +228,86 @@ impl Generation {
     }
 }
 
+impl Staged for Generation {
+    fn events(&mut self) -> &mut VecDeque<Event> {
+        &mut self.events
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// Does the next piece of work, prompt -> text vectors -> noise -> latent -> picture, and tells what comes after it.
+    fn advance(&mut self) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        let StableDiffusion { gpu, checkpoint, precision, tiling } = model.as_ref();
+        let count = self.program.evaluations.len();
+        match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Fresh => {
+                self.phase = Phase::LoadText;
+                self.begin(Work::Loading, "loading the text encoder", 0);
+            }
+            Phase::LoadText => {
+                let text = TextStage::new(gpu, checkpoint, *precision, self.settings.clip_skip)?;
+                self.phase = Phase::Encode(Box::new(text));
+                self.begin(Work::Encoding, "encoding the prompt", 0);
+            }
+            Phase::Encode(text) => {
+                let (vectors, cut) = self.encode(&text)?;
+                // What has been submitted holds the encoders' weights: wait, so that they are gone before the UNet's come.
+                drop(text);
+                gpu.wait()?;
+                self.phase = Phase::LoadDenoiser(vectors);
+                self.events.extend(cut.iter().map(|part| super::stages::cut_note(part)));
+                self.begin(Work::Loading, "loading the denoiser", 0);
+            }
+            Phase::LoadDenoiser(vectors) => {
+                let bytes = self.load_denoiser(&vectors)?;
+                self.phase = Phase::Start;
+                self.events.push_back(Event::Note(format!("denoiser: {} MiB on the adapter", bytes >> 20)));
+                self.begin(Work::Generating, "denoising", count);
+            }
+            Phase::Start => {
+                self.start()?;
+                self.phase = if count == 0 { Phase::Finish } else { Phase::Step(0) };
+            }
+            Phase::Step(index) => {
+                self.step(index)?;
+                self.phase = if index + 1 < count { Phase::Step(index + 1) } else { Phase::Finish };
+                self.events.push_back(Event::Step(index + 1, count));
+            }
+            Phase::Finish => {
+                self.phase = Phase::LoadDecoder(self.finish()?);
+                if self.decode.is_none() {
+                    self.begin(Work::Loading, "loading the decoder", 0);
+                }
+            }
+            Phase::LoadDecoder(state) => {
+                let decode = match self.decode.take() {
+                    Some(decode) => decode,
+                    None => DecodeStage::new(gpu, checkpoint, *precision, &self.settings, *tiling)?,
+                };
+                let what = if decode.tiled() { "decoding in bands of rows" } else { "decoding" };
+                self.decode = Some(decode);
+                self.phase = Phase::Decode(state);
+                self.begin(Work::Decoding, what, 0);
+            }
+            Phase::Decode(state) => {
+                let picture = self.decode(&state)?;
+                self.remaining = self.remaining.saturating_sub(1);
+                self.events.push_back(Event::Picture(picture));
+            }
+            Phase::Done => {}
+        }
+        Ok(())
+    }
+}
+
 impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Some(Ok(event));
-            }
-            if matches!(self.phase, Phase::Done) {
-                return None;
-            }
-            if let Err(error) = self.advance() {
-                return Some(Err(error));
-            }
-        }
+        self.next_event()
     }
 }
 

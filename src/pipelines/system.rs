@@ -1,5 +1,6 @@
 //! What every text-to-picture system has in common to its callers: prompt in, events and a picture out.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::request::Request;
@@ -109,4 +110,36 @@ pub trait Drawing: Iterator<Item = Result<Event>> {
 
     /// The intermediates kept so far, by name.
     fn take_dump(&mut self) -> Vec<(String, HostTensor)>;
+}
+
+/// A drawing that goes through stages: what its iterator is made of.
+pub(super) trait Staged {
+    /// What is told before the next piece of work is done.
+    fn events(&mut self) -> &mut VecDeque<Event>;
+
+    /// Whether no work is left; also so after a failure.
+    fn is_done(&self) -> bool;
+
+    /// Does the next piece of work and tells what comes after it.
+    fn advance(&mut self) -> Result<()>;
+
+    /// Tells that a stage begins; see [`Event::Stage`].
+    fn begin(&mut self, work: Work, what: &'static str, steps: usize) {
+        self.events().push_back(Event::Stage { work, what, steps });
+    }
+
+    /// The next event, for which as much work is done as it takes.
+    fn next_event(&mut self) -> Option<Result<Event>> {
+        loop {
+            if let Some(event) = self.events().pop_front() {
+                return Some(Ok(event));
+            }
+            if self.is_done() {
+                return None;
+            }
+            if let Err(error) = self.advance() {
+                return Some(Err(error));
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Which system a path holds, told from its files' names and `model_index.json`.
 
+use std::fmt;
 use std::path::Path;
 
 use super::dalle;
@@ -22,10 +23,22 @@ pub enum ModelKind {
     Imagen,
     /// The second stage of DeepFloyd IF: a directory of diffusers' `IFSuperResolutionPipeline`.
     ImagenSuperResolution,
-    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline` or a single file.
+    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline`.
     LatentUpscaler,
-    /// An ESRGAN-family network: a single file.
-    Esrgan,
+}
+
+impl fmt::Display for ModelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StableDiffusion => "Stable Diffusion",
+            Self::DalleMini => "DALL-E mini or mega",
+            Self::Karlo => "Karlo (UnCLIPPipeline)",
+            Self::Kandinsky => "Kandinsky 2.2 (KandinskyV22Pipeline)",
+            Self::Imagen => "DeepFloyd IF, stage I (IFPipeline)",
+            Self::ImagenSuperResolution => "DeepFloyd IF, stage II (IFSuperResolutionPipeline)",
+            Self::LatentUpscaler => "the x4 upscaler (StableDiffusionUpscalePipeline)",
+        })
+    }
 }
 
 impl ModelKind {
