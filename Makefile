@@ -50,3 +50,7 @@ goldens:
 	$(PYTHON) tools/goldens/make.py
 	$(PYTHON) tools/goldens/kernels.py
 	$(PYTHON) tools/goldens/dalle.py
+	$(PYTHON) tools/goldens/unets.py
+	$(PYTHON) tools/goldens/imagen.py
+	$(PYTHON) tools/goldens/t5.py
+	$(PYTHON) tools/goldens/resample.py
