@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_cut_prompt_is_told() {
-        let encoded = Encoded { ids: vec![0; 77], truncated: Some("big cat".into()), truncated_tokens: 2 };
+        let encoded = Encoded { ids: vec![0; 77], seen: 0..77, truncated: Some("big cat".into()), truncated_tokens: 2 };
         let warning = truncation_warning("prompt", &encoded).unwrap();
         assert!(
             warning.contains("2 tokens longer than the 77") && warning.ends_with("left out: \"big cat\""),

@@ -1,5 +1,6 @@
 //! The spines: one file for each system, prompt to picture, and what they share.
 
+mod clip_stage;
 pub mod dalle;
 mod dalle_stages;
 mod decode;
@@ -8,6 +9,7 @@ mod denoiser;
 pub mod imagen;
 mod imagen_stages;
 pub mod inspect;
+mod prior;
 pub mod request;
 pub mod stable_diffusion;
 mod stages;
@@ -19,6 +21,7 @@ pub use dalle_stages::{DalleSettings, dalle_graphs};
 pub use decode::Tiling;
 pub use imagen::{Imagen, imagen_graphs, imagen_settings};
 pub use imagen_stages::StageSettings;
+pub use prior::PriorSettings;
 pub use request::{Precision, Request, Settings};
 pub use stable_diffusion::{Generation, StableDiffusion};
 pub use stages::graphs;

@@ -64,6 +64,12 @@ pub fn unet(stored: &str) -> Option<(String, Change)> {
     (!is_skipped(stored)).then(|| (stored.to_string(), Change::Keep))
 }
 
+/// A tensor of unCLIP's prior in a diffusers file: the tables of places and of the last token lie in a batch of one.
+pub fn prior(stored: &str) -> Option<(String, Change)> {
+    let tables = ["positional_embedding", "prd_embedding"];
+    Some((stored.to_string(), if tables.contains(&stored) { Change::SqueezeFront } else { Change::Keep }))
+}
+
 /// A VAE's tensor in a diffusers file: older versions called the attention's layers query, key, value and proj_attn and
 /// kept some of them as 1x1 convolutions.
 pub fn vae(stored: &str) -> Option<(String, Change)> {

@@ -29,6 +29,7 @@ pub mod original_config;
 pub mod original_keys;
 pub mod pack;
 mod pickle;
+pub mod prior;
 pub mod published;
 pub mod random;
 mod safetensors_header;
