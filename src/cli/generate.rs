@@ -169,6 +169,8 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         top_k: args.top_k,
         temperature: args.temperature,
         sr_steps: args.sr_steps,
+        prior_steps: args.prior_steps,
+        prior_guidance_scale: args.prior_cfg_scale,
         noise_level: args.noise_level,
         ..Request::default()
     }

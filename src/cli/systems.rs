@@ -8,7 +8,7 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::{Dalle, Imagen, StableDiffusion, System, Tiling};
+use crate::pipelines::{Dalle, Imagen, Karlo, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
@@ -17,6 +17,7 @@ use crate::weights::embedded_dalle;
 #[cfg(feature = "embedded-model")]
 use crate::weights::embedded_imagen;
 use crate::weights::imagen::ImagenStage;
+use crate::weights::karlo::KarloCheckpoint;
 use crate::weights::kind::ModelKind;
 
 /// A model whose configs were read and checked, before there is an adapter.
@@ -27,6 +28,8 @@ pub enum Opened {
     Dalle(Box<DalleCheckpoint>),
     /// Stages of DeepFloyd IF, one after the other.
     Imagen(Vec<ImagenStage>),
+    /// Karlo.
+    Karlo(Box<KarloCheckpoint>),
 }
 
 impl Opened {
@@ -48,9 +51,14 @@ impl Opened {
                 let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")), &args.then)?;
                 Ok((Self::Imagen(stages), hash))
             }
-            ModelKind::Karlo | ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
+            ModelKind::Karlo => {
+                let checkpoint = KarloCheckpoint::open(args.model.as_deref().unwrap_or_else(|| Path::new("")))?;
+                let hash = HashSource::Files(checkpoint.files.clone());
+                Ok((Self::Karlo(Box::new(checkpoint)), hash))
+            }
+            ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
                 .at("--model")
-                .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
+                .expected("Stable Diffusion, DALL-E mini, Karlo or DeepFloyd IF")
                 .found(kind)),
         }
     }
@@ -59,6 +67,7 @@ impl Opened {
     pub fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
         match self {
             Self::Imagen(stages) => Ok(Arc::new(Imagen::new(gpu, stages, precision)?)),
+            Self::Karlo(checkpoint) => Ok(Arc::new(Karlo::new(gpu, *checkpoint, precision))),
             Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;

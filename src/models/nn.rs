@@ -431,6 +431,11 @@ pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> V
     pointwise(g, label, x, None, config)
 }
 
+/// act(factor * x + shift).
+pub fn scale_with(g: &mut Graph, label: &str, x: Value, (factor, shift): (f32, f32), activation: Activation) -> Value {
+    pointwise(g, label, x, None, Elementwise { scale_a: factor, scale_b: None, shift, activation })
+}
+
 fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Elementwise) -> Value {
     let shape = g.shape(a);
     let b = b.unwrap_or(a);

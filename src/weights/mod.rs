@@ -22,6 +22,7 @@ mod files;
 pub mod flax;
 pub mod imagen;
 mod index;
+pub mod karlo;
 pub mod keys;
 pub mod kind;
 mod msgpack;
