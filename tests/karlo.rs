@@ -16,8 +16,9 @@ use scumble::pipelines::{Drawing, Event, Karlo, KarloSettings, Request, System, 
 use scumble::tensor::{DType, HostTensor};
 use scumble::weights::file_source::FileSource;
 use scumble::weights::karlo::KarloCheckpoint;
+use scumble::weights::shapes::parse_manifest;
 use scumble::weights::tensor_file::TensorFile;
-use scumble::weights::{Claims, Weights, keys, pack};
+use scumble::weights::{Claims, ShapesSource, TensorInfo, Weights, keys, pack};
 
 /// Some dozens of layers in f32, whose sums have another order than PyTorch's, over a few steps that pass errors on.
 const TOLERANCE: f32 = 5e-4;
@@ -266,6 +267,39 @@ fn priors_of_every_option_agree_block_by_block() {
     }
 }
 
+fn manifest(name: &str) -> Vec<(String, TensorInfo)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/keys/{name}.tsv"));
+    parse_manifest(name, &std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The published priors, Karlo's and Kandinsky 2.2's, are taken exactly, tables without the batch of one around them.
+#[test]
+fn priors_take_every_published_tensor() {
+    for (name, width) in [("Karlo_prior", 768), ("Kandinsky2.2_prior", 1280)] {
+        let config = PriorConfig::from_json(&serde_json::json!({ "embedding_dim": width }), name).unwrap();
+        let tensors = manifest(name).into_iter().map(|(key, mut info)| {
+            while info.shape.len() > 2 {
+                assert_eq!(info.shape.remove(0), 1, "{key}");
+            }
+            (key, info)
+        });
+        let source = ShapesSource::new(name, tensors);
+        let claims = Claims::default();
+        let w = Weights::new(0, &source, &claims);
+        let mut g = Graph::new(DType::F32, Limits::default());
+        let row = |g: &mut Graph, key: &str, width: u32| g.input(key, Shape::new(2, 1, 1, width), DType::F32);
+        let vectors = g.input("vectors", Shape::tokens(2, 77, width), DType::F32);
+        let [embedding, sample] = ["embedding", "sample"].map(|key| row(&mut g, key, width));
+        let (timestep, mask) = (row(&mut g, "timestep", 1), row(&mut g, "mask", 81));
+        let text = prior::text(&mut g, &w, &config, vectors, embedding);
+        let made = prior::prior(&mut g, &w, &config, (sample, timestep), text, mask);
+        assert_eq!(g.shape(made), Shape::new(2, 1, 1, width));
+        prior::post_process(&mut g, &w, made);
+        claims.finish(&source).unwrap();
+        assert!(g.fault().is_none(), "{name}: {:?}", g.fault());
+    }
+}
+
 /// The settings of the published Karlo, from the configs of its directory, ask for every tensor of its parts and no other; and
 /// everything fits WebGPU's bindings in halves as in floats.
 #[test]
@@ -291,10 +325,7 @@ fn the_published_karlo_is_taken_whole() {
         ("Karlo_SR_UNet_each_of_2_256px", last.weights.as_ref()),
     ];
     for (manifest, source) in parts {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/keys/{manifest}.tsv"));
-        let text = std::fs::read_to_string(path).unwrap();
-        let published = scumble::weights::shapes::parse_manifest(manifest, &text).unwrap();
-        let published = published.into_iter().filter(|(name, _)| !keys::is_skipped(name));
+        let published = self::manifest(manifest).into_iter().filter(|(name, _)| !keys::is_skipped(name));
         // A batch of one around a table is taken off.
         let bare = |shape: &[usize]| shape.iter().copied().skip_while(|axis| *axis == 1).collect::<Vec<usize>>();
         let elements = |shape: &[usize]| shape.iter().product::<usize>();
@@ -302,7 +333,10 @@ fn the_published_karlo_is_taken_whole() {
         for (name, info) in published {
             let asked = source.info(&name).unwrap_or_else(|| panic!("{manifest}: {name} is not asked for"));
             let (asked, stored) = (asked.shape, info.shape);
-            assert!(bare(&asked) == bare(&stored) || asked.len() == 2 && elements(&asked) == elements(&stored), "{name}");
+            assert!(
+                bare(&asked) == bare(&stored) || asked.len() == 2 && elements(&asked) == elements(&stored),
+                "{name}"
+            );
             names.push(name);
         }
         names.sort();
