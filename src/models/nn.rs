@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::conv2d::Conv2d;
 use crate::kernels::elementwise::{self, Activation, Elementwise};
-use crate::kernels::group_norm::{self, GroupNorm, Modulation};
+use crate::kernels::group_norm::{self, Grid, GroupNorm, Modulation};
 use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
@@ -309,6 +309,9 @@ pub struct Norm {
     pub eps: f32,
     /// Scales and shifts n * (1 + scale) + shift: the channels from the given ones on of [B, 1, 1, ..] in f32.
     pub modulation: Option<(Value, [u32; 2])>,
+    /// Whether they come from a grid [B, h, w, ..], H = k h and W = k w, for every place those of the cell it lies in
+    /// (`nearest`), and are n * scale + shift.
+    pub spatial: bool,
     /// Applied last: none, SiLU or GELU.
     pub activation: Activation,
 }
@@ -316,7 +319,7 @@ pub struct Norm {
 impl Norm {
     /// Of one source, and nothing else.
     pub fn new(groups: u32, eps: f32) -> Self {
-        Self { second: None, groups, eps, modulation: None, activation: Activation::None }
+        Self { second: None, groups, eps, modulation: None, spatial: false, activation: Activation::None }
     }
 }
 
@@ -341,7 +344,7 @@ pub fn group_norm_of(
 
 /// The same with all options.
 pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) -> Value {
-    let Norm { second, groups, eps, modulation, activation } = options;
+    let Norm { second, groups, eps, modulation, spatial, activation } = options;
     let from = g.shape(x);
     let more = second.map_or(0, |second| {
         let other = g.shape(second);
@@ -353,7 +356,14 @@ pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) 
     let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
     assert!(channels.is_multiple_of(groups), "{}: {groups} groups do not divide {channels} channels", w.path());
     let dtype = g.dtype(x);
-    let parts = modulation.map(|(row, [scale, shift])| Modulation { channels: g.shape(row).channels, scale, shift });
+    let parts = modulation.map(|(row, [scale, shift])| {
+        let own = g.shape(row);
+        let factor = if spatial { from.height / own.height } else { 1 };
+        let fits = !spatial || own.with_channels(from.channels) == divided(from, factor);
+        assert!(fits, "{}: a modulation {own} of {from}", w.path());
+        let grid = spatial.then_some(Grid { width: from.width, factor });
+        Modulation { channels: own.channels, scale, shift, grid }
+    });
     let config =
         GroupNorm { batch, positions, channels, second: more, groups, eps, modulation: parts, activation, dtype };
     if config.too_wide() {
@@ -375,6 +385,12 @@ pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) 
     let mut inputs = vec![a, b, partials.into(), weight.into(), bias.into()];
     inputs.extend(modulation.map(|(row, _)| Operand::from(row)));
     push(g, w.path(), call, inputs, shape, dtype)
+}
+
+/// The grid of cells of `factor` by `factor` places, of which the shape must be whole.
+fn divided(shape: Shape, factor: u32) -> Shape {
+    assert!(shape.height % factor == 0 && shape.width % factor == 0, "{shape} in cells of {factor}");
+    Shape { height: shape.height / factor, width: shape.width / factor, ..shape }
 }
 
 /// x [.., C] -> the same, normalised over the channels.
