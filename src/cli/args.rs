@@ -112,6 +112,18 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "MODEL")]
     pub then: Vec<PathBuf>,
 
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR")]
+    pub prior: Option<PathBuf>,
+
+    /// Karlo and Kandinsky: denoising steps of the prior, which makes the picture's embedding [default: 25]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub prior_steps: Option<u32>,
+
+    /// Karlo and Kandinsky: guidance scale of the prior [default: 4]
+    #[arg(long, value_name = "G", value_parser = scale, allow_negative_numbers = true)]
+    pub prior_cfg_scale: Option<f32>,
+
     /// Denoising steps of a stage that enlarges the first one's picture [default: the model's own]
     #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     pub sr_steps: Option<u32>,

@@ -169,6 +169,8 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         top_k: args.top_k,
         temperature: args.temperature,
         sr_steps: args.sr_steps,
+        prior_steps: args.prior_steps,
+        prior_guidance_scale: args.prior_cfg_scale,
         noise_level: args.noise_level,
         ..Request::default()
     }
@@ -300,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_cut_prompt_is_told() {
-        let encoded = Encoded { ids: vec![0; 77], truncated: Some("big cat".into()), truncated_tokens: 2 };
+        let encoded = Encoded { ids: vec![0; 77], seen: 0..77, truncated: Some("big cat".into()), truncated_tokens: 2 };
         let warning = truncation_warning("prompt", &encoded).unwrap();
         assert!(
             warning.contains("2 tokens longer than the 77") && warning.ends_with("left out: \"big cat\""),

@@ -1,6 +1,5 @@
 //! Linear layers whose outputs are laid out in chunks, each padded to whole vectors. Part of [`super::nn`].
 
-use super::attention::Heads;
 use super::nn::{Linear, padded, product};
 use crate::graph::{Graph, RowSource, Value};
 use crate::weights::Weights;
@@ -27,11 +26,9 @@ pub fn linears(g: &mut Graph, label: &str, parts: &[(Weights<'_>, u32)], chunks:
     (product(g, label, x, weight, Some(bias), options), begins)
 }
 
-/// x [.., K] -> [.., count * width] by a linear layer with bias, the outputs in runs of `width`, each padded to a multiple of
-/// four.
-pub(super) fn projected(g: &mut Graph, w: &Weights<'_>, x: Value, heads: Heads) -> Value {
-    let (depth, out) = (g.shape(x).channels, heads.count * heads.width);
-    let rows: Vec<RowSource> = heads.channels().into_iter().map(|row| row.map(|row| (0, row))).collect();
+/// x [.., K] -> [.., rows] by a linear layer of `out` outputs with bias, of which `rows` are taken in this order.
+pub(super) fn projected(g: &mut Graph, w: &Weights<'_>, x: Value, out: u32, rows: Vec<RowSource>) -> Value {
+    let depth = g.shape(x).channels;
     let key = w.at("weight").claim(&[&[out, depth]]);
     let weight = w.matrix(g, vec![key], rows.clone(), padded(depth), 1);
     let key = w.at("bias").claim(&[&[out]]);

@@ -16,6 +16,8 @@ pub mod generator {
     pub mod conditioning;
     pub mod context;
     pub mod image_tokens;
+    pub mod prior;
+    pub mod text_proj;
     pub mod unet;
     mod unet_blocks;
 }

@@ -25,7 +25,9 @@ pub use super::attention::{
 pub use super::linears::linears;
 pub(super) use super::linears::projected;
 pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
-pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean, pad_zeros};
+pub use super::tokens::{
+    add_vector, alternating_tokens, concat_tokens, double, gather, halve, linear_tokens, mean, pad_zeros, reshaped,
+};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -427,6 +429,13 @@ pub fn pool(g: &mut Graph, label: &str, x: Value, config: Pool) -> Value {
     push(g, label, call, vec![x.into()], Shape::new(batch, config.output[0], config.output[1], channels), dtype)
 }
 
+/// a * b, b being a value or a table of the shape of a and stored like it.
+pub fn multiply(g: &mut Graph, label: &str, a: Value, b: impl Into<Operand>) -> Value {
+    let (shape, dtype) = (g.shape(a), g.dtype(a));
+    let call = elementwise::product(shape.rows(), shape.channels, [dtype; 3], g.limits());
+    push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
 /// act(x).
 pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) -> Value {
     pointwise(g, label, x, None, Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation })
@@ -436,6 +445,11 @@ pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) ->
 pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> Value {
     let config = Elementwise { scale_a: factor, scale_b: None, shift, activation: Activation::None };
     pointwise(g, label, x, None, config)
+}
+
+/// act(factor * x + shift).
+pub fn scale_with(g: &mut Graph, label: &str, x: Value, (factor, shift): (f32, f32), activation: Activation) -> Value {
+    pointwise(g, label, x, None, Elementwise { scale_a: factor, scale_b: None, shift, activation })
 }
 
 fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Elementwise) -> Value {

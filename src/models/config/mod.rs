@@ -8,6 +8,7 @@ mod clip;
 mod dalle;
 mod fields;
 mod movq;
+mod prior;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -18,6 +19,7 @@ mod vqgan;
 pub use clip::{Activation, ClipConfig};
 pub use dalle::{DalleConfig, DalleLayers};
 pub use movq::{MOVQ_GROUPS, MovqConfig};
+pub use prior::{PriorConfig, TextProjConfig};
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
