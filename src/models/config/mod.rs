@@ -5,6 +5,7 @@
 //! know are ignored, as they ignore them.
 
 mod clip;
+mod clip_vision;
 mod dalle;
 mod fields;
 mod t5;
@@ -15,6 +16,7 @@ mod vae;
 mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
+pub use clip_vision::{ClipModelConfig, ClipVisionConfig};
 pub use dalle::{DalleConfig, DalleLayers};
 pub use t5::T5Config;
 pub use unet::{
