@@ -8,6 +8,7 @@ mod clip;
 mod clip_vision;
 mod dalle;
 mod fields;
+mod picture;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -18,6 +19,7 @@ mod vqgan;
 pub use clip::{Activation, ClipConfig};
 pub use clip_vision::{ClipModelConfig, ClipVisionConfig};
 pub use dalle::{DalleConfig, DalleLayers};
+pub use picture::{Edges, PicturePreparation, ResizeFilter};
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
