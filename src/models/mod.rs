@@ -31,4 +31,8 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+/// From pictures to vectors.
+pub mod vision {
+    pub mod clip_image;
+}
 mod wide;

@@ -510,11 +510,16 @@ pub fn sinusoid(g: &mut Graph, label: &str, x: Value, config: Sinusoid) -> Value
 
 /// Row `rows[b]` of x [B, T, C], counted over the whole batch -> [B, 1, 1, C].
 pub fn select_row(g: &mut Graph, label: &str, x: Value, rows: Value) -> Value {
+    let batch = g.shape(rows).batch;
+    select_row_at(g, label, x, rows.into(), batch)
+}
+
+/// The same with rows that are a value [B, 1, 1, 1] or a constant.
+pub(super) fn select_row_at(g: &mut Graph, label: &str, x: Value, rows: Operand, batch: u32) -> Value {
     let from = g.shape(x);
     let dtype = g.dtype(x);
-    let batch = g.shape(rows).batch;
     let zeros = g.constant(vec![0.0; from.channels.next_multiple_of(4) as usize]);
     let call = embed::call(batch, 1, from.channels, from.rows(), dtype, g.limits());
-    let inputs = vec![rows.into(), zeros.into(), x.into(), x.into(), x.into(), x.into()];
+    let inputs = vec![rows, zeros.into(), x.into(), x.into(), x.into(), x.into()];
     push(g, label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
 }

@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod checkpoint;
+pub mod clip;
 pub mod convert;
 pub mod cursor;
 pub mod dalle;
@@ -27,6 +28,7 @@ pub mod karlo;
 pub mod keys;
 pub mod kind;
 mod msgpack;
+pub mod open_clip;
 pub mod original_config;
 pub mod original_keys;
 pub mod pack;

@@ -5,10 +5,12 @@
 //! know are ignored, as they ignore them.
 
 mod clip;
+mod clip_vision;
 mod dalle;
 mod fields;
 mod movq;
 mod prior;
+mod picture;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -17,9 +19,11 @@ mod vae;
 mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
+pub use clip_vision::{ClipModelConfig, ClipVisionConfig};
 pub use dalle::{DalleConfig, DalleLayers};
 pub use movq::{MOVQ_GROUPS, MovqConfig};
 pub use prior::{PriorConfig, TextProjConfig};
+pub use picture::{Edges, PicturePreparation, ResizeFilter};
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
