@@ -139,7 +139,9 @@ pub fn corrected(config: ClipModelConfig, given: &Value, place: &str) -> Result<
         (config.text.activation, config.vision.activation) = (activation, activation);
     }
     for part in ["vision_cfg", "text_cfg"] {
-        for field in ["ls_init_value", "hf_model_name", "timm_model_name", "attentional_pool", "norm_kwargs", "act_kwargs"] {
+        for field in
+            ["ls_init_value", "hf_model_name", "timm_model_name", "attentional_pool", "norm_kwargs", "act_kwargs"]
+        {
             let value = &model[part][field];
             let neutral = value.is_null() || value == &json!(false) || value == &json!({});
             if !neutral {
@@ -174,7 +176,13 @@ pub fn corrected(config: ClipModelConfig, given: &Value, place: &str) -> Result<
     let resample = match prepare["interpolation"].as_str() {
         None | Some("bicubic") => 3,
         Some("bilinear") => 2,
-        Some(_) => return Err(wrong("preprocess_cfg.interpolation", "\"bicubic\" or \"bilinear\"", &prepare["interpolation"])),
+        Some(_) => {
+            return Err(wrong(
+                "preprocess_cfg.interpolation",
+                "\"bicubic\" or \"bilinear\"",
+                &prepare["interpolation"],
+            ));
+        }
     };
     let fields = json!({
         "size": side, "crop_size": side, "resample": resample, "image_mean": prepare["mean"], "image_std": prepare["std"],

@@ -9,8 +9,8 @@ mod clip_vision;
 mod dalle;
 mod fields;
 mod movq;
-mod prior;
 mod picture;
+mod prior;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -22,8 +22,8 @@ pub use clip::{Activation, ClipConfig};
 pub use clip_vision::{ClipModelConfig, ClipVisionConfig};
 pub use dalle::{DalleConfig, DalleLayers};
 pub use movq::{MOVQ_GROUPS, MovqConfig};
-pub use prior::{PriorConfig, TextProjConfig};
 pub use picture::{Edges, PicturePreparation, ResizeFilter};
+pub use prior::{PriorConfig, TextProjConfig};
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
