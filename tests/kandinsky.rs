@@ -13,14 +13,20 @@ use scumble::graph::{Graph, Shape};
 use scumble::kernels::{KernelSet, Limits};
 use scumble::models::config::MovqConfig;
 use scumble::models::decoder::movq;
+use scumble::pipelines::{Drawing, Event, Kandinsky, Request, System, Variation};
 use scumble::sampling::TorchGenerator;
 use scumble::tensor::{DType, HostTensor};
+use scumble::weights::kandinsky::KandinskyCheckpoint;
+use scumble::weights::kind::ModelKind;
 use scumble::weights::{Claims, Source, TensorInfo, Weights, pack};
 
 /// Sums in another order than PyTorch's: some twenty layers, each near 1e-6 of its largest value.
 const SINGLE: f32 = 5e-5;
 /// Twenty layers whose results are rounded to halves (5e-4 each), which norms over few channels amplify.
 const HALF: f32 = 2.5e-2;
+
+/// Some dozens of layers in f32, whose sums have another order than PyTorch's, over a few steps that pass errors on.
+const DRAWN: f32 = 5e-4;
 
 type Tensors = BTreeMap<String, HostTensor>;
 
@@ -175,4 +181,154 @@ fn what_a_movq_cannot_be_is_told() {
         let error = told(key, value);
         assert!(error.contains(key), "{key}: {error}");
     }
+}
+
+fn checkpoint() -> KandinskyCheckpoint {
+    KandinskyCheckpoint::open(&folder().join("model"), Some(&folder().join("prior"))).unwrap()
+}
+
+/// The model with the case's scheduler, and the case's request.
+fn drawing(case: &serde_json::Value, precision: DType) -> (Arc<Kandinsky>, Request) {
+    let mut checkpoint = checkpoint();
+    checkpoint.scheduler = case["scheduler"].clone();
+    let number = |key: &str| Some(case[key].as_u64().unwrap() as u32);
+    let scale = |key: &str| Some(case[key].as_f64().unwrap() as f32);
+    let request = Request {
+        prompt: case["prompt"].as_str().unwrap().to_owned(),
+        negative_prompt: case["negative_prompt"].as_str().map(str::to_owned),
+        prior_steps: number("prior_steps"),
+        prior_guidance_scale: scale("prior_guidance"),
+        steps: number("steps"),
+        guidance_scale: scale("guidance"),
+        width: number("width"),
+        height: number("height"),
+        seed: case["seed"].as_u64().unwrap(),
+        ..Request::default()
+    };
+    (Arc::new(Kandinsky::new(gpu(), checkpoint, precision)), request)
+}
+
+/// Runs to the picture: its width and height, and the intermediates.
+fn finish(drawing: &mut dyn Drawing) -> ([u32; 2], Tensors) {
+    let mut size = None;
+    for event in &mut *drawing {
+        if let Event::Picture(picture) = event.unwrap() {
+            assert_eq!(picture.rgb.len() as u32, 3 * picture.width * picture.height);
+            size = Some([picture.width, picture.height]);
+        }
+    }
+    (size.unwrap(), drawing.take_dump().into_iter().collect())
+}
+
+fn cases() -> Vec<serde_json::Value> {
+    json("cases.json").as_array().unwrap().clone()
+}
+
+#[test]
+fn pictures_are_diffusers() {
+    let golden = read("golden.safetensors");
+    for case in cases() {
+        let name = case["name"].as_str().unwrap();
+        let want = |key: &str| &golden[&format!("{name}.{key}")];
+        let (model, request) = drawing(&case, DType::F32);
+        let last = format!("latents.{}", request.steps.unwrap() - 1);
+        let (guided, negative) = (request.guidance_scale > Some(1.0), request.negative_prompt.is_some());
+        let mut drawing = model.draw(request, 1, true).unwrap();
+        let (size, dump) = finish(drawing.as_mut());
+        let axes = &want("image").shape;
+        assert_eq!(size, [axes[3], axes[2]].map(|axis| axis as u32), "{name}");
+        let embedding = &dump["prior.embedding"];
+        let mut wanted = want("image_embeds").data.clone();
+        if negative {
+            wanted.extend(&want("negative_image_embeds").data);
+        }
+        close(&format!("{name}: embedding"), embedding, &HostTensor { shape: vec![wanted.len()], data: wanted }, DRAWN);
+        assert_eq!(dump.contains_key("zero_embedding"), guided && !negative, "{name}");
+        if let Some(zero) = dump.get("zero_embedding") {
+            close(&format!("{name}: black picture"), zero, want("negative_image_embeds"), DRAWN);
+        }
+        close(&format!("{name}: latent"), &dump[&last], want("latent"), DRAWN);
+        close(&format!("{name}: image"), &dump["image"], want("image"), DRAWN);
+        close(&format!("{name}: image"), &drawing.image().unwrap(), want("image"), DRAWN);
+    }
+}
+
+#[test]
+fn a_second_picture_begins_with_its_own_seed() {
+    let golden = read("golden.safetensors");
+    let case = &cases()[1];
+    let (model, request) = drawing(case, DType::F32);
+    let seed = request.seed;
+    let mut drawing = model.draw(Request { seed: seed + 1, ..request }, 2, true).unwrap();
+    let (_, other) = finish(drawing.as_mut());
+    drawing.again(Variation { seed, ..Variation::default() }, true).unwrap();
+    let (_, dump) = finish(drawing.as_mut());
+    close("again", &dump["image"], &golden["negative.image"], DRAWN);
+    let apart = other["image"].data.iter().zip(&dump["image"].data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart > 0.1, "another seed is only {apart} away");
+    assert!(drawing.again(Variation::default(), false).is_err(), "a third picture");
+}
+
+/// The decoder's first latent is given; the prior draws its noise all the same, and what the generator gives next is the steps'.
+#[test]
+fn a_given_latent_is_the_first() {
+    let (model, request) = drawing(&cases()[3], DType::F32);
+    let mut drawing = Arc::clone(&model).draw(request.clone(), 1, true).unwrap();
+    let (_, dump) = finish(drawing.as_mut());
+    let given = Request { latents: Some(dump["noise"].clone()), ..request };
+    let (_, again) = finish(model.draw(given, 1, true).unwrap().as_mut());
+    assert_eq!(again["noise"].data, dump["noise"].data);
+    assert_eq!(again["prior.embedding"].data, dump["prior.embedding"].data);
+}
+
+/// A few steps of random models multiply the rounding to halves; another seed's picture is far away all the same.
+#[test]
+fn halves_draw_nearly_the_same() {
+    let golden = read("golden.safetensors");
+    let (model, request) = drawing(&cases()[1], DType::F16);
+    let want = &golden["negative.image"].data;
+    let mut apart = |seed: u64| {
+        let request = Request { seed, ..request.clone() };
+        let (_, dump) = finish(Arc::clone(&model).draw(request, 1, true).unwrap().as_mut());
+        let sum: f32 = dump["image"].data.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum();
+        (sum / want.len() as f32).sqrt()
+    };
+    let (near, far) = (apart(request.seed), apart(request.seed + 1));
+    println!("{near:.1e}, another seed {far:.1e}");
+    assert!(near < 0.02 && far > 0.2, "{near:.1e}, another seed {far:.1e}");
+}
+
+#[test]
+fn what_kandinsky_does_not_have_is_told() {
+    let (model, request) = drawing(&cases()[0], DType::F32);
+    for (wrong, named) in [
+        (Request { noise_level: Some(3), ..request.clone() }, "--noise-level"),
+        (Request { sr_steps: Some(3), ..request.clone() }, "--sr-steps"),
+        (Request { clip_skip: Some(1), ..request.clone() }, "--clip-skip"),
+        (Request { guidance_rescale: 0.5, ..request.clone() }, "--guidance-rescale"),
+        (Request { top_k: Some(1), ..request.clone() }, "--top-k"),
+        (Request { prior_steps: Some(0), ..request.clone() }, "--prior-steps"),
+        (Request { width: Some(0), ..request.clone() }, "-W"),
+        (Request { sampler: Some("none".to_owned()), ..request.clone() }, "none"),
+        (Request { latents: Some(HostTensor::new(vec![1], vec![0.0]).unwrap()), ..request.clone() }, "--latents"),
+        (Request { image: Some(HostTensor::new(vec![1], vec![0.0]).unwrap()), ..request.clone() }, "a picture"),
+    ] {
+        let error = Arc::clone(&model).draw(wrong, 1, false).err().unwrap().to_string();
+        assert!(error.contains(named), "{named}: {error}");
+    }
+}
+
+#[test]
+fn a_prior_is_asked_for_and_looked_at() {
+    let [model, prior] = ["model", "prior"].map(|name| folder().join(name));
+    assert_eq!(ModelKind::of(&model).unwrap(), ModelKind::Kandinsky);
+    let swapped = ModelKind::of(&prior).unwrap_err().to_string();
+    assert!(swapped.contains("--prior"), "{swapped}");
+    let told = |prior: Option<&Path>| KandinskyCheckpoint::open(&model, prior).err().unwrap().to_string();
+    let without = told(None);
+    assert!(without.contains("--prior") && without.contains("KandinskyV22PriorPipeline"), "{without}");
+    let same = told(Some(&model));
+    assert!(same.contains("--prior") && same.contains("KandinskyV22PriorPipeline"), "{same}");
+    let missing = told(Some(Path::new("nowhere")));
+    assert!(missing.contains("nowhere"), "{missing}");
 }
