@@ -28,4 +28,8 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+/// From a picture to vectors.
+pub mod vision {
+    pub mod inception;
+}
 mod wide;
