@@ -33,5 +33,4 @@ pub mod vision {
     pub mod clip_image;
     pub mod inception;
 }
-}
 mod wide;

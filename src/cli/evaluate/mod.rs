@@ -1,5 +1,6 @@
 //! `scumble evaluate`: figures of pictures, each with what it means and what it may not be compared with.
 
+mod clip_score;
 mod features;
 mod fid;
 mod kid;
@@ -26,6 +27,8 @@ pub enum Measure {
     Kid(kid::KidArgs),
     /// Save the mean and covariance of a set's features, for `fid` and other programs
     Stats(stats::StatsArgs),
+    /// How well pictures fit their prompts: 100 times the mean cosine under a CLIP
+    ClipScore(clip_score::ClipScoreArgs),
 }
 
 /// Runs the command.
@@ -34,5 +37,6 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         Measure::Fid(args) => fid::run(args),
         Measure::Kid(args) => kid::run(args),
         Measure::Stats(args) => stats::run(args),
+        Measure::ClipScore(args) => clip_score::run(args),
     }
 }
