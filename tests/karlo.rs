@@ -302,7 +302,10 @@ fn the_published_karlo_is_taken_whole() {
         for (name, info) in published {
             let asked = source.info(&name).unwrap_or_else(|| panic!("{manifest}: {name} is not asked for"));
             let (asked, stored) = (asked.shape, info.shape);
-            assert!(bare(&asked) == bare(&stored) || asked.len() == 2 && elements(&asked) == elements(&stored), "{name}");
+            assert!(
+                bare(&asked) == bare(&stored) || asked.len() == 2 && elements(&asked) == elements(&stored),
+                "{name}"
+            );
             names.push(name);
         }
         names.sort();
