@@ -46,6 +46,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Rewrite a checkpoint as safetensors, or between a single file and diffusers' layout
     Convert(super::convert::ConvertArgs),
+    /// Measure pictures: FID and KID of two sets of them
+    Evaluate(super::evaluate::EvaluateArgs),
     /// Find the kernels that are right and fastest on an adapter, and keep the choice for later runs
     Tune(TuneArgs),
 }
@@ -111,6 +113,10 @@ pub struct GenerateArgs {
     /// DeepFloyd IF: a further stage, which enlarges the picture of the one before it; may be given several times
     #[arg(long, value_name = "MODEL")]
     pub then: Vec<PathBuf>,
+
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR")]
+    pub prior: Option<PathBuf>,
 
     /// Karlo and Kandinsky: denoising steps of the prior, which makes the picture's embedding [default: 25]
     #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]

@@ -8,7 +8,7 @@ use crate::cli::model_hash::HashSource;
 use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::pipelines::{Dalle, Imagen, Karlo, StableDiffusion, System, Tiling};
+use crate::pipelines::{Dalle, Imagen, Kandinsky, Karlo, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
@@ -17,6 +17,7 @@ use crate::weights::embedded_dalle;
 #[cfg(feature = "embedded-model")]
 use crate::weights::embedded_imagen;
 use crate::weights::imagen::ImagenStage;
+use crate::weights::kandinsky::KandinskyCheckpoint;
 use crate::weights::karlo::KarloCheckpoint;
 use crate::weights::kind::ModelKind;
 
@@ -30,6 +31,8 @@ pub enum Opened {
     Imagen(Vec<ImagenStage>),
     /// Karlo.
     Karlo(Box<KarloCheckpoint>),
+    /// Kandinsky 2.2.
+    Kandinsky(Box<KandinskyCheckpoint>),
 }
 
 impl Opened {
@@ -56,9 +59,15 @@ impl Opened {
                 let hash = HashSource::Files(checkpoint.files.clone());
                 Ok((Self::Karlo(Box::new(checkpoint)), hash))
             }
-            ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
+            ModelKind::Kandinsky => {
+                let path = args.model.as_deref().unwrap_or_else(|| Path::new(""));
+                let checkpoint = KandinskyCheckpoint::open(path, args.prior.as_deref())?;
+                let hash = HashSource::Files(checkpoint.files.clone());
+                Ok((Self::Kandinsky(Box::new(checkpoint)), hash))
+            }
+            ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
                 .at("--model")
-                .expected("Stable Diffusion, DALL-E mini, Karlo or DeepFloyd IF")
+                .expected("Stable Diffusion, DALL-E mini, Karlo, Kandinsky 2.2 or DeepFloyd IF")
                 .found(kind)),
         }
     }
@@ -68,6 +77,7 @@ impl Opened {
         match self {
             Self::Imagen(stages) => Ok(Arc::new(Imagen::new(gpu, stages, precision)?)),
             Self::Karlo(checkpoint) => Ok(Arc::new(Karlo::new(gpu, *checkpoint, precision))),
+            Self::Kandinsky(checkpoint) => Ok(Arc::new(Kandinsky::new(gpu, *checkpoint, precision))),
             Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;
@@ -81,6 +91,7 @@ impl Opened {
 fn refuse_options(args: &GenerateArgs, kind: ModelKind) -> Result<()> {
     let imagen = matches!(kind, ModelKind::Imagen | ModelKind::ImagenSuperResolution);
     let given = [
+        ("--prior", args.prior.is_some() && kind != ModelKind::Kandinsky, "Kandinsky 2.2"),
         ("--vqgan", args.vqgan.is_some() && kind != ModelKind::DalleMini, "DALL-E mini and mega"),
         ("--then", !args.then.is_empty() && !imagen, "the stages of DeepFloyd IF"),
         ("--prediction-type", args.prediction_type.is_some() && kind != ModelKind::StableDiffusion, "Stable Diffusion"),

@@ -6,6 +6,7 @@ pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
+    pub mod movq;
     pub mod vae;
     pub mod vqgan;
 }
@@ -30,4 +31,9 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+/// From pictures to vectors.
+pub mod vision {
+    pub mod clip_image;
+    pub mod inception;
+}
 mod wide;

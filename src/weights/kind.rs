@@ -6,6 +6,7 @@ use std::path::Path;
 use super::dalle;
 use super::files::Files;
 use super::index::read_index;
+use super::kandinsky::PRIOR_CLASS;
 use crate::error::{Error, Result};
 
 /// A family of systems that are opened and run in the same way.
@@ -63,6 +64,11 @@ impl ModelKind {
         Ok(match index.class_name() {
             "UnCLIPPipeline" => Self::Karlo,
             "KandinskyV22Pipeline" => Self::Kandinsky,
+            PRIOR_CLASS => {
+                return Err(index
+                    .unsupported("_class_name", "a model that draws, KandinskyV22Pipeline", PRIOR_CLASS)
+                    .hint("this directory as --prior, the other one as --model"));
+            }
             "IFPipeline" => Self::Imagen,
             "IFSuperResolutionPipeline" => Self::ImagenSuperResolution,
             "StableDiffusionUpscalePipeline" => Self::LatentUpscaler,
