@@ -348,3 +348,108 @@ fn a_broken_picture_is_named() {
     assert!(fault.contains("bad.png"), "{fault}");
     assert_eq!(SIDE, 299);
 }
+
+/// The program, without a cache folder in which weights could lie.
+fn scumble(words: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_scumble"));
+    command.arg("evaluate").args(words).env("SCUMBLE_CACHE_DIR", "").env_remove("SCUMBLE_INCEPTION");
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Statistics with features of `golden`'s set `name`, as `scumble evaluate stats --features` writes them.
+fn store(golden: &Golden, name: &str, path: &Path, variant: Variant) {
+    let features = golden.features(name);
+    let statistics = Statistics::of(&features).unwrap();
+    let mut file = std::fs::File::create(path).unwrap();
+    saved::write(&mut file, &statistics, features.count() as u64, variant, Some(&features)).unwrap();
+}
+
+#[test]
+fn the_program_tells_what_a_figure_means() {
+    let golden = Golden::read("statistics.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (a, b, clean) = (path("a.npz"), path("b.npz"), path("clean.npz"));
+    store(&golden, "a.0", a.as_ref(), Variant::PytorchFid);
+    store(&golden, "b.0", b.as_ref(), Variant::PytorchFid);
+    store(&golden, "b.0", clean.as_ref(), Variant::CleanFid);
+    let facts = &golden.facts[0];
+    let (code, out, told) = scumble(&["fid", &a, &b, "--dims", "64", "--json"]);
+    assert_eq!(code, Some(0), "{told}");
+    let found: Value = serde_json::from_str(&out).unwrap();
+    close("fid", &[found["value"].as_f64().unwrap()], &[facts["fid"].as_f64().unwrap()], 1e-8);
+    assert_eq!(
+        (&found["variant"], &found["dims"], &found["a"]["pictures"]),
+        (&"pytorch-fid".into(), &64.into(), &150.into())
+    );
+    let (_, out, _) = scumble(&["fid", &a, &b, "--dims", "64"]);
+    for part in [
+        "FID (pytorch-fid, 64 channels): ",
+        "150 pictures",
+        "warning: 140 pictures",
+        "Comparable only",
+        "less is better",
+    ] {
+        assert!(out.contains(part), "{part:?}: {out}");
+    }
+    // What pytorch-fid has written tells neither how nor of how many.
+    let theirs = place("evaluate/stats.npz");
+    let (code, out, _) = scumble(&["fid", &a, theirs.to_str().unwrap(), "--dims", "64"]);
+    assert!(code == Some(0) && out.contains("an unknown number") && out.contains("does not tell"), "{out}");
+    let seed = facts["seed"].to_string();
+    let size = facts["subset_size"].to_string();
+    let words = ["kid", &a, &b, "--dims", "64", "--subsets", "20", "--subset-size", &size, "--seed", &seed];
+    let (code, out, told) = scumble(&[&words[..], &["--json"]].concat());
+    assert_eq!(code, Some(0), "{told}");
+    let found: Value = serde_json::from_str(&out).unwrap();
+    close("kid", &[found["value"].as_f64().unwrap()], &[facts["kid"].as_f64().unwrap()], 1e-9);
+    let (_, out, _) = scumble(&["kid", &a, &b, "--dims", "64"]);
+    assert!(out.contains("100 subsets of 140 pictures") && out.contains("instead of 1000"), "{out}");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let golden = Golden::read("statistics.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (a, clean, none) = (path("a.npz"), path("clean.npz"), path("none.npz"));
+    store(&golden, "a.0", a.as_ref(), Variant::PytorchFid);
+    store(&golden, "b.0", clean.as_ref(), Variant::CleanFid);
+    let (one, two) = (path("one"), path("two"));
+    for (name, count) in [(&one, 1), (&two, 2)] {
+        std::fs::create_dir(name).unwrap();
+        for number in 0..count {
+            image::RgbImage::new(3, 4).save(Path::new(name).join(format!("{number}.png"))).unwrap();
+        }
+    }
+    for (words, code, parts) in [
+        (vec!["fid", &a, &clean, "--dims", "64"], 2, vec!["another variant", "clean.npz", "Try --variant clean-fid"]),
+        (vec!["fid", &a, &a], 2, vec!["another length", "a.npz", "expected 2048, found 64", "--dims 64"]),
+        (vec!["fid", &a, &none], 1, vec!["none.npz"]),
+        (vec!["fid", &one, &two], 1, vec!["too few pictures", "one"]),
+        (vec!["fid", &path("three"), &two], 1, vec!["three"]),
+        (
+            vec!["fid", &two, &two],
+            2,
+            vec!["no weights", "pt_inception-2015-12-05-6726825d.pth", "mseitzer/pytorch-fid"],
+        ),
+        (vec!["fid", &two, &two, "--inception", &a], 1, vec!["a.npz"]),
+        (vec!["fid", &two, &two, "--dims", "100"], 2, vec!["--dims", "64, 192, 768 or 2048"]),
+        (vec!["fid", &two, &two, "--variant", "other"], 2, vec!["--variant", "torchmetrics"]),
+        (
+            vec!["kid", &a, &a, "--dims", "64", "--subset-size", "151"],
+            2,
+            vec!["larger than a set", "Try --subset-size 150"],
+        ),
+        (vec!["stats", &two, &path("a.npy")], 2, vec!["a.npy", "Try", "a.npz"]),
+    ] {
+        let (found, out, told) = scumble(&words);
+        assert_eq!(found, Some(code), "{words:?}: {told}");
+        assert!(out.is_empty() && told.lines().last().unwrap().starts_with("error: "), "{words:?}: {out}{told}");
+        for part in parts {
+            assert!(told.contains(part), "{words:?}: {part:?} is not in {told}");
+        }
+    }
+}
