@@ -54,3 +54,4 @@ goldens:
 	$(PYTHON) tools/goldens/imagen.py
 	$(PYTHON) tools/goldens/t5.py
 	$(PYTHON) tools/goldens/resample.py
+	$(PYTHON) tools/goldens/evaluate.py

@@ -105,7 +105,8 @@ impl Statistics {
         self.mean.len()
     }
 
-    /// F with F F' = covariance; eigenvalues that rounding has left below zero are zero.
+    /// F with F F' = covariance: Cholesky's, or, where the covariance is singular, by its eigenvalues, of which those that
+    /// rounding has left below zero are zero.
     fn factor(&self) -> Result<Mat<f64>> {
         if let Some(factor) = &self.factor {
             return Ok(factor.clone());
@@ -113,6 +114,9 @@ impl Statistics {
         let channels = self.channels();
         let symmetric =
             Mat::from_fn(channels, channels, |i, j| 0.5 * (self.covariance[(i, j)] + self.covariance[(j, i)]));
+        if let Ok(found) = symmetric.llt(Side::Lower) {
+            return Ok(found.L().to_owned());
+        }
         let found = symmetric.self_adjoint_eigen(Side::Lower).map_err(|_| no_convergence("eigenvalues"))?;
         let (vectors, values) = (found.U(), found.S().column_vector());
         Ok(Mat::from_fn(channels, channels, |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt()))

@@ -1,6 +1,7 @@
 //! Cases of `conv2d`.
 
 use super::super::conv2d::Conv2d;
+use super::super::elementwise::Activation;
 use super::super::matrix::{Matrix, Slice};
 use super::Case;
 use crate::tensor::DType;
@@ -36,6 +37,13 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("one tap, tails", same(2, [6, 5], 9, 17, 1)),
         ("wide kernel", same(1, [6, 5], 7, 6, 7)),
         ("flat kernel", Conv2d { kernel: [1, 7], padding: [0, 3], ..same(1, [5, 17], 8, 12, 1) }),
+        ("tall kernel", Conv2d { kernel: [7, 1], padding: [3, 0], ..same(2, [17, 5], 12, 20, 1) }),
+        ("5x5 of Inception", same(2, [9, 7], 48, 64, 5)),
+        (
+            "first of Inception, no padding",
+            Conv2d { stride: 2, output: [6, 4], padding: [0, 0], ..same(2, [13, 9], 3, 32, 3) },
+        ),
+        ("no padding", Conv2d { output: [7, 5], padding: [0, 0], ..same(2, [9, 7], 32, 40, 3) }),
         ("stride 2 of odd sizes", Conv2d { stride: 2, output: [5, 4], ..down }),
         ("stride 2, padded below and right", Conv2d { stride: 2, output: [4, 3], padding: [0, 0], ..down }),
         ("upsampled to 2n", Conv2d { upsample: true, output: [6, 10], residual: true, ..up }),
@@ -45,7 +53,8 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let case = |what: &str, config: Matrix| Case::new("conv2d", what, dtype, config);
     let slice = Slice { channels: 163, first: 44 };
     let sliced = Matrix { row_bias: Some(slice), ..same(3, [5, 7], 40, 76, 3).matrix() };
-    let sliced = [("slice of a wider row bias", sliced)];
+    let relu = Matrix { activation: Activation::Relu, ..same(2, [7, 6], 12, 24, 3).matrix() };
+    let sliced = [("slice of a wider row bias", sliced), ("with ReLU, of Inception", relu)];
     let all = all.into_iter().map(|(what, config)| (what, config.matrix())).chain(sliced);
     all.map(|(what, config)| case(what, config)).collect()
 }
