@@ -164,6 +164,11 @@ def plain(self, attn, x, encoder_hidden_states=None, attention_mask=None, temb=N
     return (o + skip if attn.residual_connection else o) / attn.rescale_output_factor
 
 
+def fuse_out(un):
+    """a UNet's last norm and SiLU as one"""
+    gn, act = un.conv_norm_out, ACT[type(un.conv_act).__name__]; gn.forward = lambda x: norm(x, gn, act); un.conv_act = nn.Identity()
+
+
 def patch():
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnProcessor2_0

@@ -2,7 +2,7 @@
 
 usage: unet.py I|II SECONDS   (resumes from WORK/unetI.pt or unetII.pt). Stage II trains on crops of 64, in the last part on whole pictures.
 unet.py --from-assets DIR     writes WORK/unetI.pt, unetII.pt, t5.pt and t5/ from an exported model, to go on from them.
-With TEXT=k (stage I) the text encoder learns too, at k times the rate, and WORK/t5.pt gets its averaged weights. SHARE: of the favoured subjects; TINTS: of tinted pictures.
+With TEXT=k (stage I) the text encoder learns too, at k times the rate, and WORK/t5.pt gets its averaged weights. SHARE: of the favoured subjects; HOLD: part of the time before the rate falls; TINTS: of tinted pictures.
 """
 import shutil, time
 from data import *
@@ -64,12 +64,12 @@ def main(stage, T):
     print(stage, "unet", sum(p.numel() for p in ps) / 1e6, "text", sum(p.numel() for p in te.parameters()) / 1e6, flush=True)
     D = Data(32 if stage == "I" else 128, float(os.environ.get("SHARE", ".85")), seed, float(os.environ.get("TINTS", "0"))); K = tables()
     opt = torch.optim.AdamW([dict(params=ps[:len(ps) - len(tp)], k=1.)] + ([dict(params=tp, k=learn)] if tp else []), lr=1e-3, betas=(.9, .99), weight_decay=0., fused=True); LR = float(os.environ.get("LR", "1.5e-3"))
-    t0 = last = saved = time.time(); n = 0; acc = []; bins = np.zeros((5, 2)); FULL = float(os.environ.get("FULL", ".7"))
+    fastnorm.fuse_out(un); t0 = last = saved = time.time(); n = 0; acc = []; bins = np.zeros((5, 2)); FULL, HOLD = (float(os.environ.get(k, v)) for k, v in (("FULL", ".7"), ("HOLD", ".4")))
     while True:
         fr = (time.time() - t0) / T
         if fr >= 1: break
-        for g in opt.param_groups: g["lr"] = g["k"] * LR * min(1, (n + 1) / (100 if fresh else 25)) * min(1, max(.02, (1 - fr) / .6))
-        B = (16 if fr < .6 else 32) if stage == "I" else (12 if fr < FULL else 4)
+        for g in opt.param_groups: g["lr"] = g["k"] * LR * min(1, (n + 1) / (100 if fresh else 25)) * min(1, max(.01, (1 - fr) / (1 - HOLD)))
+        B = (16 if fr < max(.6, HOLD) else 32) if stage == "I" else (12 if fr < FULL else 4)
         ids, cs, caps = D.pick(B); x = D.pictures(ids, cs); kw = {}
         t = ((torch.arange(B) + torch.rand(B)) * (1000 / B)).long().clamp(0, 999)[torch.randperm(B)]
         if stage == "I": t = torch.where(torch.rand(B) < .3, 400 + t * 6 // 10, t)  # the noisy half, where the text decides, more often
@@ -95,12 +95,12 @@ def main(stage, T):
         opt.zero_grad(); loss.backward(); gn = torch.nn.utils.clip_grad_norm_(ps, 1.); n += 1
         if torch.isfinite(gn): opt.step(); seen += B
         with torch.no_grad():
-            if n % 4 == 0: torch._foreach_lerp_(ema, [p.data for p in ps], 1 - min(.985, n / (n + 40)))
+            if n % 4 == 0: torch._foreach_lerp_(ema, [p.data for p in ps], 1 - min(.985, (n + 100 * (not fresh)) / (n + 100 * (not fresh) + 40)))
             acc.append([l.mean().item(), kl.mean().item(), gn.item()])
             np.add.at(bins, (t // 200).numpy(), np.stack([l.numpy(), np.ones(B)], 1))
         if time.time() - last > 30:
             m = np.mean(acc, 0); acc = []; last = time.time()
-            print(f"{time.strftime('%H:%M:%S')} fr {fr:.2f} steps {n} samples {seen} v-mse {m[0]:.4f} kl {m[1]:.4f} grad {m[2]:.2f} by t {np.round(bins[:, 0] / np.maximum(bins[:, 1], 1), 3)}", flush=True); bins[:] = 0
+            print(f"{time.strftime('%H:%M:%S')} fr {fr:.2f} steps {n} samples {seen} v-mse {m[0]:.4f} kl {m[1]:.4f} grad {m[2]:.2f} cpu {time.process_time():.0f} by t {np.round(bins[:, 0] / np.maximum(bins[:, 1], 1), 3)}", flush=True); bins[:] = 0
         if time.time() - saved > 120: save(path, un, ema, seen, te, tp); saved = time.time()
     save(path, un, ema, seen, te, tp)
 
