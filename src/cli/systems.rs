@@ -48,10 +48,12 @@ impl Opened {
                 let (stages, hash) = open_imagen(args.model.as_deref().unwrap_or_else(|| Path::new("")), &args.then)?;
                 Ok((Self::Imagen(stages), hash))
             }
-            ModelKind::Karlo | ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
-                .at("--model")
-                .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
-                .found(kind)),
+            ModelKind::Karlo | ModelKind::Kandinsky | ModelKind::LatentUpscaler | ModelKind::Esrgan => {
+                Err(Error::new("unsupported model")
+                    .at("--model")
+                    .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
+                    .found(kind))
+            }
         }
     }
 

@@ -6,6 +6,7 @@ pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
+    pub mod rrdb;
     pub mod vae;
     pub mod vqgan;
 }

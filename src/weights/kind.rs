@@ -3,9 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use super::dalle;
 use super::files::Files;
 use super::index::read_index;
+use super::tensor_file::TensorFile;
+use super::{dalle, esrgan};
 use crate::error::{Error, Result};
 
 /// A family of systems that are opened and run in the same way.
@@ -25,6 +26,8 @@ pub enum ModelKind {
     ImagenSuperResolution,
     /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline`.
     LatentUpscaler,
+    /// ESRGAN, Real-ESRGAN and their kin: a single file.
+    Esrgan,
 }
 
 impl fmt::Display for ModelKind {
@@ -37,6 +40,7 @@ impl fmt::Display for ModelKind {
             Self::Imagen => "DeepFloyd IF, stage I (IFPipeline)",
             Self::ImagenSuperResolution => "DeepFloyd IF, stage II (IFSuperResolutionPipeline)",
             Self::LatentUpscaler => "the x4 upscaler (StableDiffusionUpscalePipeline)",
+            Self::Esrgan => "ESRGAN or Real-ESRGAN",
         })
     }
 }
@@ -50,9 +54,17 @@ impl ModelKind {
         let metadata = std::fs::metadata(path)
             .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
         if !metadata.is_dir() {
-            return Ok(Self::StableDiffusion);
+            return Self::of_file(path);
         }
         Self::of_directory(&Files::Directory(path.to_path_buf()))
+    }
+
+    fn of_file(path: &Path) -> Result<Self> {
+        // What cannot be opened, the opener of Stable Diffusion tells.
+        let Ok(file) = TensorFile::open(path) else { return Ok(Self::StableDiffusion) };
+        let names: Vec<&str> = file.names().collect();
+        let other = esrgan::other_upscaler(&names).is_some();
+        Ok(if other || esrgan::is_esrgan(names.into_iter()) { Self::Esrgan } else { Self::StableDiffusion })
     }
 
     fn of_directory(files: &Files) -> Result<Self> {

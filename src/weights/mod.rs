@@ -17,6 +17,7 @@ pub mod embedded;
 pub mod embedded_dalle;
 #[cfg(feature = "embedded-model")]
 pub mod embedded_imagen;
+pub mod esrgan;
 pub mod file_source;
 mod files;
 pub mod flax;

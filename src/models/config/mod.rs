@@ -7,6 +7,7 @@
 mod clip;
 mod dalle;
 mod fields;
+mod rrdb;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -16,6 +17,7 @@ mod vqgan;
 
 pub use clip::{Activation, ClipConfig};
 pub use dalle::{DalleConfig, DalleLayers};
+pub use rrdb::RrdbConfig;
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
