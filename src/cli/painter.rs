@@ -9,7 +9,7 @@ use crate::cli::generate::{Painter, Picture};
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
-use crate::cli::systems::{Opened, kind_of, open_dalle};
+use crate::cli::systems::{OpenedChain, kind_of, open_dalle};
 use crate::cli::{cache, dalle_info, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
@@ -111,7 +111,7 @@ pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Pain
     word.map(ScheduleKind::from_str).transpose()?;
     Tiling::from_environment(&args.vae_tiling)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
-    let (opened, hash) = Opened::open(args)?;
+    let (opened, hash) = OpenedChain::open(args)?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
     let gpu = open_gpu(args.adapter.as_deref())?;
     reporter.end();

@@ -1,5 +1,6 @@
 //! The spines: one file for each system, prompt to picture, and what they share.
 
+pub mod chain;
 pub mod dalle;
 mod dalle_stages;
 mod decode;
@@ -14,6 +15,7 @@ mod stages;
 pub mod system;
 mod t5_stage;
 
+pub use chain::{Chain, Link};
 pub use dalle::Dalle;
 pub use dalle_stages::{DalleSettings, dalle_graphs};
 pub use decode::Tiling;

@@ -42,6 +42,16 @@ impl fmt::Display for ModelKind {
 }
 
 impl ModelKind {
+    /// Whether it enlarges a picture that is given, so that it can follow another system.
+    pub fn takes_picture(self) -> bool {
+        self.denoises_picture()
+    }
+
+    /// Whether it enlarges by denoising: it has steps, and noise is added to the picture.
+    pub fn denoises_picture(self) -> bool {
+        matches!(self, Self::ImagenSuperResolution | Self::LatentUpscaler)
+    }
+
     /// Looks at a directory or a file without reading tensors.
     ///
     /// # Errors
