@@ -158,6 +158,11 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
     pub vae_tiling: String,
 
+    /// The x4 upscaler: enlarge in overlapping square tiles of so many pixels of the given picture, blended into each other; auto
+    /// only where memory does not suffice for the whole, off never
+    #[arg(long, value_name = "PX|auto|off", default_value = "auto")]
+    pub tile: String,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,

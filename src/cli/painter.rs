@@ -13,7 +13,7 @@ use crate::cli::systems::{OpenedChain, kind_of, open_dalle};
 use crate::cli::{cache, dalle_info, info, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
-use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, Tiling, Variation};
+use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, TileSide, Tiling, Variation};
 use crate::sampling::{SamplerKind, ScheduleKind, published};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
 use crate::weights::kind::ModelKind;
@@ -110,6 +110,7 @@ pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Pain
     let word = args.schedule.as_deref().filter(|word| published::find(word).is_none());
     word.map(ScheduleKind::from_str).transpose()?;
     Tiling::from_environment(&args.vae_tiling)?;
+    TileSide::from_str(&args.tile)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
     let (opened, hash) = OpenedChain::open(args)?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);

@@ -46,7 +46,9 @@ fn tensor(picture: &DynamicImage) -> Result<HostTensor> {
         DynamicImage::ImageLuma16(_)
         | DynamicImage::ImageLumaA16(_)
         | DynamicImage::ImageRgb16(_)
-        | DynamicImage::ImageRgba16(_) => picture.to_rgb16().into_raw().iter().map(|value| (value >> 8) as u8).collect(),
+        | DynamicImage::ImageRgba16(_) => {
+            picture.to_rgb16().into_raw().iter().map(|value| (value >> 8) as u8).collect()
+        }
         _ => picture.to_rgb8().into_raw(),
     };
     let data = rgb.iter().map(|value| f32::from(*value) / 127.5 - 1.0).collect();

@@ -9,7 +9,7 @@ use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::chain::no_enlarger;
-use crate::pipelines::{Chain, Dalle, Imagen, Link, StableDiffusion, System, Tiling};
+use crate::pipelines::{Chain, Dalle, Imagen, LatentUpscaler, Link, StableDiffusion, System, Tiling};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
@@ -19,6 +19,7 @@ use crate::weights::embedded_dalle;
 use crate::weights::embedded_imagen;
 use crate::weights::imagen::ImagenStage;
 use crate::weights::kind::ModelKind;
+use crate::weights::latent_upscaler::LatentUpscalerCheckpoint;
 
 /// A model whose configs were read and checked, before there is an adapter.
 pub enum Opened {
@@ -28,6 +29,8 @@ pub enum Opened {
     Dalle(Box<DalleCheckpoint>),
     /// Stages of DeepFloyd IF, one after the other.
     Imagen(Vec<ImagenStage>),
+    /// Stable Diffusion's x4 upscaler.
+    LatentUpscaler(Box<LatentUpscalerCheckpoint>),
 }
 
 /// What a command names: a model, and those that enlarge its picture, one after the other.
@@ -101,7 +104,11 @@ impl Opened {
                 let (stages, hash) = open_enlarging_stage(given, true)?;
                 Ok((Self::Imagen(stages), hash))
             }
-            ModelKind::Karlo | ModelKind::Kandinsky | ModelKind::LatentUpscaler => Err(Error::new("unsupported model")
+            ModelKind::LatentUpscaler => {
+                let checkpoint = LatentUpscalerCheckpoint::open(given)?;
+                Ok((Self::LatentUpscaler(Box::new(checkpoint)), HashSource::of_checkpoint(given)))
+            }
+            ModelKind::Karlo | ModelKind::Kandinsky => Err(Error::new("unsupported model")
                 .at("--model")
                 .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
                 .found(kind)),
@@ -112,7 +119,7 @@ impl Opened {
     fn stages(&self) -> usize {
         match self {
             Self::Imagen(stages) => stages.len(),
-            Self::Dalle(_) | Self::StableDiffusion(_) => 1,
+            Self::Dalle(_) | Self::StableDiffusion(_) | Self::LatentUpscaler(_) => 1,
         }
     }
 
@@ -121,6 +128,10 @@ impl Opened {
         match self {
             Self::Imagen(stages) => Ok(Arc::new(Imagen::new(gpu, stages, precision)?)),
             Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
+            Self::LatentUpscaler(checkpoint) => {
+                let (tile, tiling) = (args.tile.parse()?, Tiling::from_environment(&args.vae_tiling)?);
+                Ok(Arc::new(LatentUpscaler::new(gpu, *checkpoint, precision).with_tiles(tile, tiling)))
+            }
             Self::StableDiffusion(checkpoint) => {
                 let tiling = Tiling::from_environment(&args.vae_tiling)?;
                 Ok(Arc::new(StableDiffusion::new(gpu, *checkpoint, precision).with_tiling(tiling)))
@@ -137,6 +148,7 @@ fn refuse_options(args: &GenerateArgs, kinds: &[ModelKind]) -> Result<()> {
     let given = [
         ("--vqgan", args.vqgan.is_some() && first != ModelKind::DalleMini, "DALL-E mini and mega"),
         ("--prediction-type", args.prediction_type.is_some() && !stable, "Stable Diffusion"),
+        ("--tile", args.tile != "auto" && !kinds.contains(&ModelKind::LatentUpscaler), "the x4 upscaler"),
         ("--vae-tiling", args.vae_tiling != "auto" && !decodes, "Stable Diffusion"),
     ];
     match given.into_iter().find(|(_, given, _)| *given) {

@@ -15,7 +15,8 @@ pub struct UpscaleArgs {
     #[arg(value_name = "IN.png")]
     pub picture: PathBuf,
 
-    /// Checkpoint that enlarges it: a directory of DeepFloyd IF's stage II, or `emoji-imagen`, the one inside scumble
+    /// Checkpoint that enlarges it: a directory of DeepFloyd IF's stage II or of the x4 upscaler, the latter
+    /// also as a single file, or `emoji-imagen`, the stage II inside scumble
     #[arg(short, long, value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -87,6 +88,11 @@ pub struct UpscaleArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
     pub vae_tiling: String,
 
+    /// The x4 upscaler: enlarge in overlapping square tiles of so many pixels of the given picture, blended into each other; auto
+    /// only where memory does not suffice for the whole, off never
+    #[arg(long, value_name = "PX|auto|off", default_value = "auto")]
+    pub tile: String,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
@@ -130,6 +136,7 @@ fn as_generate(args: &UpscaleArgs) -> Result<GenerateArgs> {
         output: args.output.clone(),
         precision: args.precision,
         vae_tiling: args.vae_tiling.clone(),
+        tile: args.tile.clone(),
         adapter: args.adapter.clone(),
         latents: args.latents.clone(),
         dump: args.dump.clone(),

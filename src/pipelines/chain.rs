@@ -60,9 +60,7 @@ impl Chain {
         let (first, later) = (&first[0], rest.iter().any(|link| link.kind.denoises_picture()));
         let mut all = vec![Request {
             sr_steps: request.sr_steps.filter(|_| first.enlarges_itself() || !later),
-            noise_level: request
-                .noise_level
-                .filter(|_| first.stages > 1 || first.kind.denoises_picture() || !later),
+            noise_level: request.noise_level.filter(|_| first.stages > 1 || first.kind.denoises_picture() || !later),
             ..request.clone()
         }];
         all.extend(rest.iter().map(|link| {

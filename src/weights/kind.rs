@@ -6,6 +6,8 @@ use std::path::Path;
 use super::dalle;
 use super::files::Files;
 use super::index::read_index;
+use super::original_keys;
+use super::tensor_file::TensorFile;
 use crate::error::{Error, Result};
 
 /// A family of systems that are opened and run in the same way.
@@ -23,7 +25,7 @@ pub enum ModelKind {
     Imagen,
     /// The second stage of DeepFloyd IF: a directory of diffusers' `IFSuperResolutionPipeline`.
     ImagenSuperResolution,
-    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline`.
+    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline` or a single file.
     LatentUpscaler,
 }
 
@@ -60,9 +62,19 @@ impl ModelKind {
         let metadata = std::fs::metadata(path)
             .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
         if !metadata.is_dir() {
-            return Ok(Self::StableDiffusion);
+            // A file that cannot be opened is told by the opener of Stable Diffusion.
+            return Ok(TensorFile::open(path).map_or(Self::StableDiffusion, |file| Self::of_tensors(&file)));
         }
         Self::of_directory(&Files::Directory(path.to_path_buf()))
+    }
+
+    /// A single file's kind by the names of its tensors.
+    fn of_tensors(file: &TensorFile) -> Self {
+        let shape = |key: &str| file.shape(&format!("{}{key}", original_keys::UNET));
+        if shape("label_emb.weight").is_some() && shape("input_blocks.0.0.weight").is_some() {
+            return Self::LatentUpscaler;
+        }
+        Self::StableDiffusion
     }
 
     fn of_directory(files: &Files) -> Result<Self> {
