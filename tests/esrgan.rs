@@ -14,7 +14,7 @@ use scumble::kernels::Limits;
 use scumble::kernels::elementwise::Activation;
 use scumble::models::config::RrdbConfig;
 use scumble::models::decoder::rrdb;
-use scumble::pipelines::{Drawing, Esrgan, Event, Request, System, TileSize, Variation, esrgan_plan};
+use scumble::pipelines::{Drawing, Esrgan, Event, Request, System, TileSide, Tiling, Variation, esrgan_plan};
 use scumble::tensor::{DType, HostTensor};
 use scumble::weights::esrgan::EsrganCheckpoint;
 use scumble::weights::kind::ModelKind;
@@ -225,9 +225,10 @@ fn tiles_make_the_whole_picture() {
         ("real_x1.safetensors", [121, 150], 33, 6),
     ] {
         let picture = large(height, width);
-        let whole = Esrgan::new(Arc::clone(&gpu), open(file), DType::F32).with_tiles(TileSize::Whole);
+        let whole = Esrgan::new(Arc::clone(&gpu), open(file), DType::F32).with_tiles(TileSide::Off, Tiling::default());
         let (want, want_rgb, one) = enlarge(whole, &picture);
-        let tiled = Esrgan::new(Arc::clone(&gpu), open(file), DType::F32).with_tiles(TileSize::Side(side));
+        let tiled =
+            Esrgan::new(Arc::clone(&gpu), open(file), DType::F32).with_tiles(TileSide::Px(side), Tiling::default());
         let (got, rgb, steps) = enlarge(tiled, &picture);
         assert_eq!((one, steps), (1, windows), "{file}");
         close(file, &got, &want, TOLERANCE);
@@ -238,26 +239,29 @@ fn tiles_make_the_whole_picture() {
 #[test]
 fn memory_asks_for_tiles() {
     let checkpoint = open("later_x4.safetensors");
-    let plan = |size, tile| esrgan_plan(&checkpoint, Limits::default(), DType::F16, size, tile).unwrap();
-    let whole = plan([1200, 1100], TileSize::default());
+    let plan = |size, budget| {
+        esrgan_plan(&checkpoint, Limits::default(), DType::F16, size, TileSide::Auto, Tiling::Auto(budget)).unwrap()
+    };
+    let whole = plan([1200, 1100], None);
     assert_eq!((whole.windows(), whole.window()), (1, [1200, 1100]));
-    let small = plan([1200, 1100], TileSize::Auto(Some(whole.peak - 1)));
+    let small = plan([1200, 1100], Some(whole.peak - 1));
     assert!(small.windows() > 1 && small.peak < whole.peak);
     // A budget that no tile keeps to leaves the smallest ones.
-    let least = plan([1200, 1100], TileSize::Auto(Some(1)));
+    let least = plan([1200, 1100], Some(1));
     assert_eq!(least.window(), [72, 72]);
     // The adapter's own refusal has the same effect.
     let picture = large(128, 120);
     let limited = |memory| Arc::new(Gpu::open(&GpuOptions { memory, ..GpuOptions::default() }).unwrap());
-    let model = |gpu, tile| Esrgan::new(gpu, open("later_x4.safetensors"), DType::F32).with_tiles(tile);
+    let model =
+        |gpu, tile| Esrgan::new(gpu, open("later_x4.safetensors"), DType::F32).with_tiles(tile, Tiling::default());
     let gpu = limited(None);
-    let (want, ..) = enlarge(model(Arc::clone(&gpu), TileSize::Whole), &picture);
+    let (want, ..) = enlarge(model(Arc::clone(&gpu), TileSide::Off), &picture);
     let budget = gpu.memory().peak / 2;
-    let (got, _, windows) = enlarge(model(limited(Some(budget)), TileSize::default()), &picture);
+    let (got, _, windows) = enlarge(model(limited(Some(budget)), TileSide::Auto), &picture);
     assert!(windows > 1, "{budget} bytes were enough");
     close("in little memory", &got, &want, TOLERANCE);
     let request = Request { image: Some(picture), ..Request::default() };
-    let mut whole = Arc::new(model(limited(Some(budget)), TileSize::Whole)).draw(request, 1, false).unwrap();
+    let mut whole = Arc::new(model(limited(Some(budget)), TileSide::Off)).draw(request, 1, false).unwrap();
     let error = whole.find_map(Result::err).expect("too much for the budget");
     assert_eq!(error.kind(), ErrorKind::Memory);
 }
@@ -334,8 +338,9 @@ fn changed(name: &str, change: impl Fn(&mut BTreeMap<String, Vec<usize>>)) -> Re
 #[test]
 fn odd_files_are_refused_by_name() {
     let fault = |checkpoint: Result<EsrganCheckpoint, Error>| -> String {
-        let planned = checkpoint
-            .and_then(|checkpoint| esrgan_plan(&checkpoint, Limits::default(), DType::F32, [8, 8], TileSize::Whole));
+        let planned = checkpoint.and_then(|checkpoint| {
+            esrgan_plan(&checkpoint, Limits::default(), DType::F32, [8, 8], TileSide::Off, Tiling::default())
+        });
         planned.err().expect("it was taken").to_string()
     };
     assert!(changed("real_x4.safetensors", |_| ()).is_ok());

@@ -166,6 +166,7 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         seed,
         clip_skip: args.clip_skip.map(|layer| layer - 1).filter(|skipped| *skipped > 0),
         latents,
+        image: args.image.clone(),
         top_k: args.top_k,
         temperature: args.temperature,
         sr_steps: args.sr_steps,

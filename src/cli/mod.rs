@@ -14,9 +14,11 @@ pub mod latents;
 pub mod model_hash;
 pub mod output;
 pub mod painter;
+pub mod picture;
 pub mod progress;
 pub mod systems;
 pub mod tune;
+pub mod upscale;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
+        Command::Upscale(args) => upscale::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Convert(args) => convert::run(args),

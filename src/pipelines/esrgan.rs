@@ -5,10 +5,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::esrgan_tiles::{TileSize, Tiles, unshuffled};
+use super::decode::Tiling;
+use super::esrgan_tiles::{Tiles, budget, sides, unshuffled};
 use super::request::Request;
 use super::stages::execute;
 use super::system::{Drawing, Event, Picture, Staged, Summary, System, Variation, Work};
+use super::tiles::TileSide;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::Gpu;
 use crate::graph::executor::Executor;
@@ -30,19 +32,20 @@ pub struct Esrgan {
     gpu: Arc<Gpu>,
     checkpoint: EsrganCheckpoint,
     precision: DType,
-    tile: TileSize,
+    tile: TileSide,
+    tiling: Tiling,
 }
 
 impl Esrgan {
     /// `checkpoint` on `gpu`, activations and matrices stored as `precision` (f32 or f16).
     pub fn new(gpu: Arc<Gpu>, checkpoint: EsrganCheckpoint, precision: DType) -> Self {
-        Self { gpu, checkpoint, precision, tile: TileSize::default() }
+        Self { gpu, checkpoint, precision, tile: TileSide::default(), tiling: Tiling::default() }
     }
 
-    /// The same with tiles of that size.
+    /// The same in tiles of `tile`; where that is left open, within the bytes that `tiling` has, or 4 GiB.
     #[must_use]
-    pub fn with_tiles(self, tile: TileSize) -> Self {
-        Self { tile, ..self }
+    pub fn with_tiles(self, tile: TileSide, tiling: Tiling) -> Self {
+        Self { tile, tiling, ..self }
     }
 
     /// The checkpoint.
@@ -51,8 +54,8 @@ impl Esrgan {
     }
 
     fn plan(&self, size: [u32; 2], from: usize) -> Result<Plan> {
-        let held = self.gpu.memory().current;
-        plan(&self.checkpoint, self.gpu.limits(), self.precision, size, (self.tile, held), from)
+        let room = budget(self.tile, self.tiling).saturating_sub(self.gpu.memory().current);
+        plan(&self.checkpoint, self.gpu.limits(), self.precision, size, (self.tile, room), from)
     }
 }
 
@@ -79,8 +82,8 @@ impl Plan {
     }
 }
 
-/// The graph and the windows for a picture of `size` [height, width] that `tile` comes to where `held` bytes are taken by what
-/// else is loaded. Needs no GPU and reads no weights.
+/// The graph and the windows for a picture of `size` [height, width]; see [`Esrgan::with_tiles`]. Needs no GPU and reads no
+/// weights.
 ///
 /// # Errors
 /// A missing or an unexpected tensor, or one of another shape; what no size of tiles fits.
@@ -89,24 +92,25 @@ pub fn esrgan_plan(
     limits: Limits,
     precision: DType,
     size: [u32; 2],
-    tile: TileSize,
+    tile: TileSide,
+    tiling: Tiling,
 ) -> Result<Plan> {
-    plan(checkpoint, limits, precision, size, (tile, 0), 0)
+    plan(checkpoint, limits, precision, size, (tile, budget(tile, tiling)), 0)
 }
 
-/// The first of the sizes to try that fits, from number `from` on; the last one where its size alone is in the way, which the
+/// The first of the sizes to try that fits into `room` bytes, from number `from` on; the last one where its size alone is in the way, which the
 /// adapter then has a word on.
 fn plan(
     checkpoint: &EsrganCheckpoint,
     limits: Limits,
     precision: DType,
     size: [u32; 2],
-    (tile, held): (TileSize, u64),
+    (tile, room): (TileSide, u64),
     from: usize,
 ) -> Result<Plan> {
     let config = &checkpoint.network.config;
     let (reach, unit) = (config.reach() as u32, config.unshuffle as u32);
-    let sides = tile.sides(size);
+    let sides = sides(tile, size);
     let count = sides.len();
     for (choice, side) in sides.into_iter().enumerate().skip(from) {
         let tiles = Tiles::new(size, side, reach, unit);
@@ -115,7 +119,7 @@ fn plan(
         let [height, width] = tiles.window().map(|length| u64::from(length) * config.scale() as u64);
         // The picture as it is read, four numbers a pixel, in a buffer of its own.
         let peak = footprint.peak().max(footprint.loaded() + height * width * 16);
-        let fits = graph.fault().is_none() && held.saturating_add(peak) <= tile.budget();
+        let fits = graph.fault().is_none() && peak <= room;
         if fits || choice + 1 == count {
             return match graph.fault() {
                 Some(fault) => Err(fault.clone()),
@@ -271,7 +275,7 @@ impl EsrganDrawing {
         loop {
             let parts = [model.checkpoint.network.weights.as_ref()];
             match execute(&model.gpu, &self.plan.graph, &parts) {
-                Err(error) if error.kind() == ErrorKind::Memory && matches!(model.tile, TileSize::Auto(_)) => {
+                Err(error) if error.kind() == ErrorKind::Memory && model.tile == TileSide::Auto => {
                     model.gpu.wait()?;
                     let next = model.plan(self.size, self.plan.choice + 1);
                     self.plan = next.map_err(|_| error)?;
@@ -410,6 +414,10 @@ impl Drawing for EsrganDrawing {
 
     fn summary(&self) -> Summary {
         Summary { further: vec![("Upscale by", self.scale().to_string())], ..Summary::default() }
+    }
+
+    fn size(&self) -> Option<[u32; 2]> {
+        Some(self.size.map(|length| length * self.scale()))
     }
 
     fn image(&self) -> Result<HostTensor> {

@@ -1,9 +1,9 @@
 //! A picture in windows that an upscaler enlarges one after the other: where they lie, and which part of each is kept.
 
 use std::ops::Range;
-use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use super::decode::Tiling;
+use super::tiles::TileSide;
 use crate::tensor::HostTensor;
 
 /// Pixels around a tile that are computed and thrown away, where the network does not end sooner: what reaches further has
@@ -14,70 +14,24 @@ const SIDES: [u32; 12] = [2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64
 /// What a picture may take on the adapter where nobody says, in bytes: no adapter tells how much it has, and most have this.
 const BUDGET: u64 = 4 << 30;
 
-/// How large the parts are in which a picture is enlarged. Their seams cannot be seen, but smaller parts take longer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TileSize {
-    /// As large as memory allows: within the adapter's limits, and this many bytes (4 GiB where it is not said).
-    Auto(Option<u64>),
-    /// Squares of so many pixels of the given picture, and what is around them.
-    Side(u32),
-    /// The whole picture at once.
-    Whole,
-}
-
-impl Default for TileSize {
-    fn default() -> Self {
-        Self::Auto(None)
+/// Bytes that an upscaler may take.
+pub(super) fn budget(tile: TileSide, tiling: Tiling) -> u64 {
+    match (tile, tiling) {
+        (TileSide::Auto, Tiling::Auto(Some(budget))) => budget,
+        (TileSide::Auto, _) => BUDGET,
+        (TileSide::Px(_) | TileSide::Off, _) => u64::MAX,
     }
 }
 
-impl FromStr for TileSize {
-    type Err = Error;
-
-    /// `auto`, 0 for the whole picture, or a number of pixels.
-    fn from_str(word: &str) -> Result<Self> {
-        match (word, word.parse()) {
-            ("auto", _) => Ok(Self::Auto(None)),
-            (_, Ok(0)) => Ok(Self::Whole),
-            (_, Ok(side)) => Ok(Self::Side(side)),
-            _ => Err(Error::usage("tile size")
-                .at("--tile")
-                .expected("auto, a number of pixels, or 0 for the whole picture")
-                .found(word)),
-        }
-    }
-}
-
-impl TileSize {
-    /// As the word of `--tile` says, with the budget of the environment's `SCUMBLE_MEMORY_BUDGET=BYTES`.
-    ///
-    /// # Errors
-    /// For another word, and for a budget that is no number.
-    pub fn from_environment(word: &str) -> Result<Self> {
-        match (Self::from_str(word)?, super::Tiling::from_environment("auto")?) {
-            (Self::Auto(_), super::Tiling::Auto(budget)) => Ok(Self::Auto(budget)),
-            (fixed, _) => Ok(fixed),
-        }
-    }
-
-    /// Bytes that may be taken.
-    pub(super) fn budget(self) -> u64 {
-        match self {
-            Self::Auto(budget) => budget.unwrap_or(BUDGET),
-            Self::Side(_) | Self::Whole => u64::MAX,
-        }
-    }
-
-    /// The sides of tiles to try for a picture of `size` [height, width], the largest first; `None` is the whole picture.
-    pub(super) fn sides(self, size: [u32; 2]) -> Vec<Option<u32>> {
-        let largest = size[0].max(size[1]);
-        match self {
-            Self::Whole => vec![None],
-            Self::Side(side) => vec![Some(side)],
-            Self::Auto(_) => {
-                let smaller = SIDES.into_iter().filter(|side| side + 2 * OVERLAP < largest);
-                [None].into_iter().chain(smaller.map(Some)).collect()
-            }
+/// The sides of tiles to try for a picture of `size` [height, width], the largest first; `None` is the whole picture.
+pub(super) fn sides(tile: TileSide, size: [u32; 2]) -> Vec<Option<u32>> {
+    let largest = size[0].max(size[1]);
+    match tile {
+        TileSide::Off => vec![None],
+        TileSide::Px(side) => vec![Some(side)],
+        TileSide::Auto => {
+            let smaller = SIDES.into_iter().filter(|side| side + 2 * OVERLAP < largest);
+            [None].into_iter().chain(smaller.map(Some)).collect()
         }
     }
 }
@@ -210,12 +164,14 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_option() {
-        let read = |word: &str| word.parse::<TileSize>().ok();
-        assert_eq!(read("auto"), Some(TileSize::Auto(None)));
-        assert_eq!((read("0"), read("400")), (Some(TileSize::Whole), Some(TileSize::Side(400))));
-        assert_eq!((read("-1"), read("large"), read("")), (None, None, None));
-        assert_eq!(TileSize::Side(9).sides([4, 4]), [Some(9)]);
-        assert_eq!(TileSize::default().sides([64, 200]), [None, Some(128), Some(96), Some(64), Some(32)]);
+    fn sides_shrink_until_they_fit() {
+        assert_eq!(sides(TileSide::Px(9), [4, 4]), [Some(9)]);
+        assert_eq!(sides(TileSide::Off, [9000, 4]), [None]);
+        assert_eq!(sides(TileSide::Auto, [64, 200]), [None, Some(128), Some(96), Some(64), Some(32)]);
+        assert_eq!(budget(TileSide::Auto, Tiling::Auto(Some(7))), 7);
+        assert_eq!(
+            (budget(TileSide::Auto, Tiling::default()), budget(TileSide::Off, Tiling::Auto(Some(7)))),
+            (BUDGET, u64::MAX)
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::files::Files;
 use super::index::read_index;
+use super::original_keys;
 use super::tensor_file::TensorFile;
 use super::{dalle, esrgan};
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ pub enum ModelKind {
     Imagen,
     /// The second stage of DeepFloyd IF: a directory of diffusers' `IFSuperResolutionPipeline`.
     ImagenSuperResolution,
-    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline`.
+    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline` or a single file.
     LatentUpscaler,
     /// ESRGAN, Real-ESRGAN and their kin: a single file.
     Esrgan,
@@ -46,6 +47,16 @@ impl fmt::Display for ModelKind {
 }
 
 impl ModelKind {
+    /// Whether it enlarges a picture that is given, so that it can follow another system.
+    pub fn takes_picture(self) -> bool {
+        self.denoises_picture() || self == Self::Esrgan
+    }
+
+    /// Whether it enlarges by denoising: it has steps, and noise is added to the picture.
+    pub fn denoises_picture(self) -> bool {
+        matches!(self, Self::ImagenSuperResolution | Self::LatentUpscaler)
+    }
+
     /// Looks at a directory or a file without reading tensors.
     ///
     /// # Errors
@@ -54,17 +65,22 @@ impl ModelKind {
         let metadata = std::fs::metadata(path)
             .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
         if !metadata.is_dir() {
-            return Self::of_file(path);
+            // A file that cannot be opened is told by the opener of Stable Diffusion.
+            return Ok(TensorFile::open(path).map_or(Self::StableDiffusion, |file| Self::of_tensors(&file)));
         }
         Self::of_directory(&Files::Directory(path.to_path_buf()))
     }
 
-    fn of_file(path: &Path) -> Result<Self> {
-        // What cannot be opened, the opener of Stable Diffusion tells.
-        let Ok(file) = TensorFile::open(path) else { return Ok(Self::StableDiffusion) };
+    /// A single file's kind by the names of its tensors.
+    fn of_tensors(file: &TensorFile) -> Self {
+        let shape = |key: &str| file.shape(&format!("{}{key}", original_keys::UNET));
+        if shape("label_emb.weight").is_some() && shape("input_blocks.0.0.weight").is_some() {
+            return Self::LatentUpscaler;
+        }
         let names: Vec<&str> = file.names().collect();
-        let other = esrgan::other_upscaler(&names).is_some();
-        Ok(if other || esrgan::is_esrgan(names.into_iter()) { Self::Esrgan } else { Self::StableDiffusion })
+        // Other upscalers are refused by its opener, which knows their names.
+        let upscales = esrgan::other_upscaler(&names).is_some() || esrgan::is_esrgan(names.into_iter());
+        if upscales { Self::Esrgan } else { Self::StableDiffusion }
     }
 
     fn of_directory(files: &Files) -> Result<Self> {

@@ -25,6 +25,7 @@ pub mod imagen;
 mod index;
 pub mod keys;
 pub mod kind;
+pub mod latent_upscaler;
 mod msgpack;
 pub mod original_config;
 pub mod original_keys;
