@@ -115,6 +115,18 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "MODEL")]
     pub then: Vec<PathBuf>,
 
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR")]
+    pub prior: Option<PathBuf>,
+
+    /// Karlo and Kandinsky: denoising steps of the prior, which makes the picture's embedding [default: 25]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub prior_steps: Option<u32>,
+
+    /// Karlo and Kandinsky: guidance scale of the prior [default: 4]
+    #[arg(long, value_name = "G", value_parser = scale, allow_negative_numbers = true)]
+    pub prior_cfg_scale: Option<f32>,
+
     /// Denoising steps of the models that enlarge the first one's picture [default: the models' own]
     #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     pub sr_steps: Option<u32>,
@@ -158,8 +170,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
     pub vae_tiling: String,
 
-    /// The x4 upscaler: enlarge in overlapping square tiles of so many pixels of the given picture, blended into each other; auto
-    /// only where memory does not suffice for the whole, off never
+    /// The x4 upscaler and ESRGAN: enlarge in overlapping square tiles of so many pixels of the given picture; auto only where
+    /// memory does not suffice for the whole, off never
     #[arg(long, value_name = "PX|auto|off", default_value = "auto")]
     pub tile: String,
 
@@ -195,15 +207,17 @@ pub struct GenerateArgs {
 /// `scumble info`
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// Checkpoint to describe: a diffusers directory, a single .safetensors file, or `emoji`, the built-in model
+    /// Checkpoint to describe: a directory or a file as `generate` and `upscale` take it, or the name of a built-in model
     /// [default: none, the adapters are shown]
     pub model: Option<PathBuf>,
 
-    /// Width in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    /// Width in pixels of the picture whose memory is told, a multiple of 8; of an upscaler that of the given one [default: the
+    /// model's own]
     #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub width: Option<u32>,
 
-    /// Height in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    /// Height in pixels of the picture whose memory is told, a multiple of 8; of an upscaler that of the given one [default: the
+    /// model's own]
     #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub height: Option<u32>,
 
@@ -219,6 +233,18 @@ pub struct InfoArgs {
     /// How pictures are decoded, as for `generate`
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], requires = "model")]
     pub vae_tiling: String,
+
+    /// Upscalers: in which tiles a picture is enlarged, as for `upscale`
+    #[arg(long, value_name = "PX|auto|off", default_value = "auto", requires = "model")]
+    pub tile: String,
+
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub prior: Option<PathBuf>,
+
+    /// DALL-E: the directory or file of the image tokens' decoder, where it does not lie in MODEL
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub vqgan: Option<PathBuf>,
 }
 
 /// What `scumble bench` times.

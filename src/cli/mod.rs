@@ -1,5 +1,6 @@
 //! The program `scumble`: command line, progress, files. Exit codes: 0 done, 1 failed, 2 the command cannot be meant so.
 
+pub mod about;
 pub mod args;
 pub mod bench;
 pub mod bench_tables;
@@ -18,6 +19,7 @@ pub mod picture;
 pub mod progress;
 pub mod systems;
 pub mod tune;
+pub mod unclip_info;
 pub mod upscale;
 
 use std::io::Write;

@@ -9,7 +9,9 @@ use crate::cli::painter::open_model;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::pipelines::chain::no_enlarger;
-use crate::pipelines::{Chain, Dalle, Esrgan, Imagen, LatentUpscaler, Link, StableDiffusion, System, Tiling};
+use crate::pipelines::{
+    Chain, Dalle, Esrgan, Imagen, Kandinsky, Karlo, LatentUpscaler, Link, StableDiffusion, System, Tiling,
+};
 use crate::tensor::DType;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::dalle::DalleCheckpoint;
@@ -19,6 +21,8 @@ use crate::weights::embedded_dalle;
 use crate::weights::embedded_imagen;
 use crate::weights::esrgan::EsrganCheckpoint;
 use crate::weights::imagen::ImagenStage;
+use crate::weights::kandinsky::KandinskyCheckpoint;
+use crate::weights::karlo::KarloCheckpoint;
 use crate::weights::kind::ModelKind;
 use crate::weights::latent_upscaler::LatentUpscalerCheckpoint;
 
@@ -30,6 +34,10 @@ pub enum Opened {
     Dalle(Box<DalleCheckpoint>),
     /// Stages of DeepFloyd IF, one after the other.
     Imagen(Vec<ImagenStage>),
+    /// Karlo.
+    Karlo(Box<KarloCheckpoint>),
+    /// Kandinsky 2.2.
+    Kandinsky(Box<KandinskyCheckpoint>),
     /// Stable Diffusion's x4 upscaler.
     LatentUpscaler(Box<LatentUpscalerCheckpoint>),
     /// An upscaler of ESRGAN's family.
@@ -67,6 +75,11 @@ impl OpenedChain {
             }
         }
         Ok((Self(links), hash))
+    }
+
+    /// The models and their kinds.
+    pub fn links(&self) -> &[(Opened, ModelKind)] {
+        &self.0
     }
 
     /// The system on `gpu`.
@@ -115,18 +128,50 @@ impl Opened {
                 let checkpoint = EsrganCheckpoint::open(given)?;
                 Ok((Self::Esrgan(Box::new(checkpoint)), HashSource::of_checkpoint(given)))
             }
-            ModelKind::Karlo | ModelKind::Kandinsky => Err(Error::new("unsupported model")
-                .at("--model")
-                .expected("Stable Diffusion, DALL-E mini or DeepFloyd IF")
-                .found(kind)),
+            ModelKind::Karlo => {
+                let checkpoint = KarloCheckpoint::open(given)?;
+                let hash = HashSource::Files(checkpoint.files.clone());
+                Ok((Self::Karlo(Box::new(checkpoint)), hash))
+            }
+            ModelKind::Kandinsky => {
+                let checkpoint = KandinskyCheckpoint::open(given, args.prior.as_deref())?;
+                let hash = HashSource::Files(checkpoint.files.clone());
+                Ok((Self::Kandinsky(Box::new(checkpoint)), hash))
+            }
+        }
+    }
+
+    /// Opens the model that the command names, whatever it draws from; its kind.
+    pub fn alone(args: &GenerateArgs) -> Result<(Self, ModelKind)> {
+        let path = args.model.as_deref();
+        let kind = path.map(kind_of).transpose()?.unwrap_or(ModelKind::StableDiffusion);
+        refuse_options(args, &[kind])?;
+        Ok((Self::open(path, kind, args)?.0, kind))
+    }
+
+    /// The model's name, without folders and endings.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::StableDiffusion(checkpoint) => &checkpoint.name,
+            Self::Dalle(checkpoint) => &checkpoint.name,
+            Self::Imagen(stages) => &stages[0].name,
+            Self::Karlo(checkpoint) => &checkpoint.name,
+            Self::Kandinsky(checkpoint) => &checkpoint.name,
+            Self::LatentUpscaler(checkpoint) => &checkpoint.model.name,
+            Self::Esrgan(checkpoint) => &checkpoint.name,
         }
     }
 
     /// Stages that a chain counts.
-    fn stages(&self) -> usize {
+    pub fn stages(&self) -> usize {
         match self {
             Self::Imagen(stages) => stages.len(),
-            Self::Dalle(_) | Self::StableDiffusion(_) | Self::LatentUpscaler(_) | Self::Esrgan(_) => 1,
+            Self::Dalle(_)
+            | Self::StableDiffusion(_)
+            | Self::Karlo(_)
+            | Self::Kandinsky(_)
+            | Self::LatentUpscaler(_)
+            | Self::Esrgan(_) => 1,
         }
     }
 
@@ -134,6 +179,8 @@ impl Opened {
     fn on(self, gpu: Arc<Gpu>, precision: DType, args: &GenerateArgs) -> Result<Arc<dyn System>> {
         match self {
             Self::Imagen(stages) => Ok(Arc::new(Imagen::new(gpu, stages, precision)?)),
+            Self::Karlo(checkpoint) => Ok(Arc::new(Karlo::new(gpu, *checkpoint, precision))),
+            Self::Kandinsky(checkpoint) => Ok(Arc::new(Kandinsky::new(gpu, *checkpoint, precision))),
             Self::Dalle(checkpoint) => Ok(Arc::new(Dalle::new(gpu, *checkpoint, precision))),
             Self::LatentUpscaler(checkpoint) => {
                 let (tile, tiling) = (args.tile.parse()?, Tiling::from_environment(&args.vae_tiling)?);
@@ -158,6 +205,7 @@ fn refuse_options(args: &GenerateArgs, kinds: &[ModelKind]) -> Result<()> {
     let tiles = kinds.iter().any(|kind| matches!(kind, ModelKind::LatentUpscaler | ModelKind::Esrgan));
     let stable = first == ModelKind::StableDiffusion;
     let given = [
+        ("--prior", args.prior.is_some() && first != ModelKind::Kandinsky, "Kandinsky 2.2"),
         ("--vqgan", args.vqgan.is_some() && first != ModelKind::DalleMini, "DALL-E mini and mega"),
         ("--prediction-type", args.prediction_type.is_some() && !stable, "Stable Diffusion"),
         ("--tile", args.tile != "auto" && !tiles, "the x4 upscaler or ESRGAN's family"),

@@ -16,7 +16,8 @@ pub struct UpscaleArgs {
     pub picture: PathBuf,
 
     /// Checkpoint that enlarges it: a directory of DeepFloyd IF's stage II or of the x4 upscaler, the latter
-    /// also as a single file, or `emoji-imagen`, the stage II inside scumble
+    /// also as a single file, a .pth or .safetensors file of ESRGAN, Real-ESRGAN or BSRGAN, or `emoji-imagen`, the stage II
+    /// inside scumble
     #[arg(short, long, value_name = "MODEL")]
     pub model: PathBuf,
 
@@ -105,6 +106,10 @@ pub struct UpscaleArgs {
     #[arg(long, value_name = "FILE.safetensors")]
     pub dump: Option<PathBuf>,
 
+    /// Print what would run (parts, schedule, memory) and draw nothing
+    #[arg(long)]
+    pub explain: bool,
+
     /// On an adapter that is new, only test the kernels; do not measure which are fastest
     #[arg(long)]
     pub no_tune: bool,
@@ -140,6 +145,7 @@ fn as_generate(args: &UpscaleArgs) -> Result<GenerateArgs> {
         adapter: args.adapter.clone(),
         latents: args.latents.clone(),
         dump: args.dump.clone(),
+        explain: args.explain,
         no_tune: args.no_tune,
         ..GenerateArgs::default()
     })

@@ -1,4 +1,4 @@
-//! `act(scale_a * a + scale_b * b + shift)`: sums, activations, scaling and conversion.
+//! `act(scale_a * a + scale_b * b + shift)`: sums, activations, scaling and conversion; and products `a * b`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -120,6 +120,14 @@ pub fn call(config: Elementwise, rows: u32, channels: u32, types: [DType; 3], li
     };
     let bytes = sizes.iter().map(|(row, _)| row * u64::from(rows)).sum();
     Some(Call { variant, launches: launches.collect(), flops: 3 * u64::from(rows) * u64::from(channels), bytes })
+}
+
+/// a * b, as [`call`].
+pub fn product(rows: u32, channels: u32, types: [DType; 3], limits: &Limits) -> Option<Call> {
+    let config = Elementwise { scale_a: 1.0, scale_b: Some(1.0), shift: 0.0, activation: Activation::None };
+    let mut call = call(config, rows, channels, types, limits)?;
+    call.variant.constants[0] = ("BINARY", 2);
+    Some(call)
 }
 
 /// The same in f64.

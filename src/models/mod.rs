@@ -6,6 +6,7 @@ pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
+    pub mod movq;
     pub mod rrdb;
     pub mod vae;
     pub mod vqgan;
@@ -16,6 +17,8 @@ pub mod generator {
     pub mod conditioning;
     pub mod context;
     pub mod image_tokens;
+    pub mod prior;
+    pub mod text_proj;
     pub mod unet;
     mod unet_blocks;
 }
@@ -29,4 +32,8 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+/// From pictures to vectors.
+pub mod vision {
+    pub mod clip_image;
+}
 mod wide;

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::conv2d::Conv2d;
 use crate::kernels::elementwise::{self, Activation, Elementwise};
-use crate::kernels::group_norm::{self, GroupNorm, Modulation};
+use crate::kernels::group_norm::{self, Grid, GroupNorm, Modulation};
 use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
@@ -25,7 +25,9 @@ pub use super::attention::{
 pub use super::linears::linears;
 pub(super) use super::linears::projected;
 pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
-pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean, pad_zeros};
+pub use super::tokens::{
+    add_vector, alternating_tokens, concat_tokens, double, gather, halve, linear_tokens, mean, pad_zeros, reshaped,
+};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -309,6 +311,9 @@ pub struct Norm {
     pub eps: f32,
     /// Scales and shifts n * (1 + scale) + shift: the channels from the given ones on of [B, 1, 1, ..] in f32.
     pub modulation: Option<(Value, [u32; 2])>,
+    /// Whether they come from a grid [B, h, w, ..], H = k h and W = k w, for every place those of the cell it lies in
+    /// (`nearest`), and are n * scale + shift.
+    pub spatial: bool,
     /// Applied last: none, SiLU or GELU.
     pub activation: Activation,
 }
@@ -316,7 +321,7 @@ pub struct Norm {
 impl Norm {
     /// Of one source, and nothing else.
     pub fn new(groups: u32, eps: f32) -> Self {
-        Self { second: None, groups, eps, modulation: None, activation: Activation::None }
+        Self { second: None, groups, eps, modulation: None, spatial: false, activation: Activation::None }
     }
 }
 
@@ -341,7 +346,7 @@ pub fn group_norm_of(
 
 /// The same with all options.
 pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) -> Value {
-    let Norm { second, groups, eps, modulation, activation } = options;
+    let Norm { second, groups, eps, modulation, spatial, activation } = options;
     let from = g.shape(x);
     let more = second.map_or(0, |second| {
         let other = g.shape(second);
@@ -353,7 +358,14 @@ pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) 
     let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
     assert!(channels.is_multiple_of(groups), "{}: {groups} groups do not divide {channels} channels", w.path());
     let dtype = g.dtype(x);
-    let parts = modulation.map(|(row, [scale, shift])| Modulation { channels: g.shape(row).channels, scale, shift });
+    let parts = modulation.map(|(row, [scale, shift])| {
+        let own = g.shape(row);
+        let factor = if spatial { from.height / own.height } else { 1 };
+        let fits = !spatial || own.with_channels(from.channels) == divided(from, factor);
+        assert!(fits, "{}: a modulation {own} of {from}", w.path());
+        let grid = spatial.then_some(Grid { width: from.width, factor });
+        Modulation { channels: own.channels, scale, shift, grid }
+    });
     let config =
         GroupNorm { batch, positions, channels, second: more, groups, eps, modulation: parts, activation, dtype };
     if config.too_wide() {
@@ -375,6 +387,12 @@ pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) 
     let mut inputs = vec![a, b, partials.into(), weight.into(), bias.into()];
     inputs.extend(modulation.map(|(row, _)| Operand::from(row)));
     push(g, w.path(), call, inputs, shape, dtype)
+}
+
+/// The grid of cells of `factor` by `factor` places, of which the shape must be whole.
+fn divided(shape: Shape, factor: u32) -> Shape {
+    assert!(shape.height % factor == 0 && shape.width % factor == 0, "{shape} in cells of {factor}");
+    Shape { height: shape.height / factor, width: shape.width / factor, ..shape }
 }
 
 /// x [.., C] -> the same, normalised over the channels.
@@ -411,6 +429,13 @@ pub fn pool(g: &mut Graph, label: &str, x: Value, config: Pool) -> Value {
     push(g, label, call, vec![x.into()], Shape::new(batch, config.output[0], config.output[1], channels), dtype)
 }
 
+/// a * b, b being a value or a table of the shape of a and stored like it.
+pub fn multiply(g: &mut Graph, label: &str, a: Value, b: impl Into<Operand>) -> Value {
+    let (shape, dtype) = (g.shape(a), g.dtype(a));
+    let call = elementwise::product(shape.rows(), shape.channels, [dtype; 3], g.limits());
+    push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
 /// act(x).
 pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) -> Value {
     pointwise(g, label, x, None, Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation })
@@ -420,6 +445,11 @@ pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) ->
 pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> Value {
     let config = Elementwise { scale_a: factor, scale_b: None, shift, activation: Activation::None };
     pointwise(g, label, x, None, config)
+}
+
+/// act(factor * x + shift).
+pub fn scale_with(g: &mut Graph, label: &str, x: Value, (factor, shift): (f32, f32), activation: Activation) -> Value {
+    pointwise(g, label, x, None, Elementwise { scale_a: factor, scale_b: None, shift, activation })
 }
 
 fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Elementwise) -> Value {
@@ -480,11 +510,16 @@ pub fn sinusoid(g: &mut Graph, label: &str, x: Value, config: Sinusoid) -> Value
 
 /// Row `rows[b]` of x [B, T, C], counted over the whole batch -> [B, 1, 1, C].
 pub fn select_row(g: &mut Graph, label: &str, x: Value, rows: Value) -> Value {
+    let batch = g.shape(rows).batch;
+    select_row_at(g, label, x, rows.into(), batch)
+}
+
+/// The same with rows that are a value [B, 1, 1, 1] or a constant.
+pub(super) fn select_row_at(g: &mut Graph, label: &str, x: Value, rows: Operand, batch: u32) -> Value {
     let from = g.shape(x);
     let dtype = g.dtype(x);
-    let batch = g.shape(rows).batch;
     let zeros = g.constant(vec![0.0; from.channels.next_multiple_of(4) as usize]);
     let call = embed::call(batch, 1, from.channels, from.rows(), dtype, g.limits());
-    let inputs = vec![rows.into(), zeros.into(), x.into(), x.into(), x.into(), x.into()];
+    let inputs = vec![rows, zeros.into(), x.into(), x.into(), x.into(), x.into()];
     push(g, label, call, inputs, Shape::new(batch, 1, 1, from.channels), dtype)
 }

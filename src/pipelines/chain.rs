@@ -25,13 +25,6 @@ pub struct Link {
     pub stages: usize,
 }
 
-impl Link {
-    /// Whether some stage behind its first enlarges by denoising.
-    fn enlarges_itself(&self) -> bool {
-        self.stages > 1 || self.kind == ModelKind::Karlo
-    }
-}
-
 /// Systems one after the other.
 pub struct Chain {
     gpu: Arc<Gpu>,
@@ -52,33 +45,35 @@ impl Chain {
         }
         Ok(Self { gpu, links })
     }
+}
 
-    /// What each link is asked for. Sizes, steps, guidance, sampler, schedule and noise of a request are about the first one;
-    /// `--sr-steps` and `--noise-level` about all that they mean something to.
-    fn requests(&self, request: &Request) -> Vec<Request> {
-        let (first, rest) = self.links.split_at(1);
-        let (first, later) = (&first[0], rest.iter().any(|link| link.kind.denoises_picture()));
-        let mut all = vec![Request {
-            sr_steps: request.sr_steps.filter(|_| first.enlarges_itself() || !later),
-            noise_level: request.noise_level.filter(|_| first.stages > 1 || first.kind.denoises_picture() || !later),
-            ..request.clone()
-        }];
-        all.extend(rest.iter().map(|link| {
-            let base = Request { seed: request.seed, ..Request::default() };
-            if !link.kind.denoises_picture() {
-                return base;
-            }
-            Request {
-                prompt: request.prompt.clone(),
-                negative_prompt: request.negative_prompt.clone(),
-                steps: request.sr_steps,
-                sr_steps: request.sr_steps.filter(|_| link.enlarges_itself()),
-                noise_level: request.noise_level,
-                ..base
-            }
-        }));
-        all
-    }
+/// What each of `links`, a kind and its number of stages, is asked for. Sizes, steps, guidance, sampler, schedule and noise of a
+/// request are about the first one; `--sr-steps` and `--noise-level` about all that they mean something to.
+pub fn chain_requests(links: &[(ModelKind, usize)], request: &Request) -> Vec<Request> {
+    // Whether some stage behind the first of a link enlarges by denoising.
+    let enlarges_itself = |(kind, stages): (ModelKind, usize)| stages > 1 || kind == ModelKind::Karlo;
+    let (first, rest) = (links[0], &links[1..]);
+    let later = rest.iter().any(|(kind, _)| kind.denoises_picture());
+    let mut all = vec![Request {
+        sr_steps: request.sr_steps.filter(|_| enlarges_itself(first) || !later),
+        noise_level: request.noise_level.filter(|_| first.1 > 1 || first.0.denoises_picture() || !later),
+        ..request.clone()
+    }];
+    all.extend(rest.iter().map(|link| {
+        let base = Request { seed: request.seed, ..Request::default() };
+        if !link.0.denoises_picture() {
+            return base;
+        }
+        Request {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            steps: request.sr_steps,
+            sr_steps: request.sr_steps.filter(|_| enlarges_itself(*link)),
+            noise_level: request.noise_level,
+            ..base
+        }
+    }));
+    all
 }
 
 /// The error for a model that takes no picture.
@@ -95,7 +90,8 @@ impl System for Chain {
     }
 
     fn draw(self: Arc<Self>, request: Request, count: u32, dump: bool) -> Result<Box<dyn Drawing>> {
-        let requests = self.requests(&request);
+        let kinds: Vec<_> = self.links.iter().map(|link| (link.kind, link.stages)).collect();
+        let requests = chain_requests(&kinds, &request);
         let mut drawing = ChainDrawing {
             requests,
             at: 0,

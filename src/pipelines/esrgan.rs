@@ -164,8 +164,12 @@ pub fn esrgan_graph(
     Ok(g)
 }
 
-/// What a request asks for must be what there is: a picture, and nothing else.
-fn check(request: &Request, name: &str, scale: u64) -> Result<[u32; 2]> {
+/// Height and width of the picture that a request gives. It must ask for nothing else.
+///
+/// # Errors
+/// No picture or one of another shape; one whose enlargement is too large; options that upscalers of this family do not have.
+pub fn esrgan_size(checkpoint: &EsrganCheckpoint, request: &Request) -> Result<[u32; 2]> {
+    let (name, scale) = (&checkpoint.name, checkpoint.network.config.scale() as u64);
     Request::refuse(
         "this model",
         &[
@@ -221,7 +225,7 @@ impl System for Esrgan {
     }
 
     fn draw(self: Arc<Self>, request: Request, count: u32, dump: bool) -> Result<Box<dyn Drawing>> {
-        let size = check(&request, &self.checkpoint.name, self.checkpoint.network.config.scale() as u64)?;
+        let size = esrgan_size(&self.checkpoint, &request)?;
         let plan = self.plan(size, 0)?;
         Ok(Box::new(EsrganDrawing {
             model: self,

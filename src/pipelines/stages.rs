@@ -69,10 +69,10 @@ pub(super) struct TextStage {
 }
 
 /// How an encoder finds the row that it pools.
-struct Ending {
-    eos: u32,
+pub(super) struct Ending {
+    pub eos: u32,
     /// Old configs name 2 and mean the largest id (transformers `CLIPTextTransformer.forward`).
-    largest: bool,
+    pub largest: bool,
 }
 
 /// What a prompt becomes: vectors of its tokens [1, T, D] and, for SDXL, a pooled one [1, 1, 1, D].
@@ -185,7 +185,8 @@ impl TextStage {
     }
 }
 
-fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
+/// The tokenizer of these files.
+pub(super) fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
     let files = match files {
         TokenizerFiles::Folder { place, files } => {
             crate::text::TokenizerFiles::find(place, |name| Ok(files.get(name).cloned()))?
@@ -199,7 +200,8 @@ fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
 }
 
 impl Ending {
-    fn row(&self, ids: &[u32]) -> u32 {
+    /// The place of the end token among `ids`.
+    pub fn row(&self, ids: &[u32]) -> u32 {
         let position = if self.largest {
             let largest = ids.iter().max();
             ids.iter().position(|id| Some(id) == largest)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::Part;
+use super::checkpoint::{Part, name_of};
 use super::file_source::{Change, FileSource};
 use super::shown;
 use super::tensor_file::TensorFile;
@@ -34,9 +34,7 @@ impl EsrganCheckpoint {
     /// # Errors
     /// A broken file; one of another kind of upscaler, or none.
     pub fn open(path: &Path) -> Result<Self> {
-        let name =
-            path.file_stem().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        Self::from_file(&Arc::new(TensorFile::open(path)?), name, path.to_path_buf())
+        Self::from_file(&Arc::new(TensorFile::open(path)?), name_of(path), path.to_path_buf())
     }
 
     /// The same of an opened file.

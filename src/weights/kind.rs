@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::files::Files;
 use super::index::read_index;
+use super::kandinsky::PRIOR_CLASS;
 use super::original_keys;
 use super::tensor_file::TensorFile;
 use super::{dalle, esrgan};
@@ -91,6 +92,11 @@ impl ModelKind {
         Ok(match index.class_name() {
             "UnCLIPPipeline" => Self::Karlo,
             "KandinskyV22Pipeline" => Self::Kandinsky,
+            PRIOR_CLASS => {
+                return Err(index
+                    .unsupported("_class_name", "a model that draws, KandinskyV22Pipeline", PRIOR_CLASS)
+                    .hint("this directory as --prior, the other one as --model"));
+            }
             "IFPipeline" => Self::Imagen,
             "IFSuperResolutionPipeline" => Self::ImagenSuperResolution,
             "StableDiffusionUpscalePipeline" => Self::LatentUpscaler,

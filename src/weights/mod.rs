@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod checkpoint;
+pub mod clip;
 pub mod convert;
 pub mod cursor;
 pub mod dalle;
@@ -23,14 +24,18 @@ mod files;
 pub mod flax;
 pub mod imagen;
 mod index;
+pub mod kandinsky;
+pub mod karlo;
 pub mod keys;
 pub mod kind;
 pub mod latent_upscaler;
 mod msgpack;
+pub mod open_clip;
 pub mod original_config;
 pub mod original_keys;
 pub mod pack;
 mod pickle;
+pub mod prior;
 pub mod published;
 pub mod random;
 mod safetensors_header;

@@ -45,12 +45,15 @@ pub fn pack(spec: &WeightSpec, source: Option<&dyn Source>, sink: &mut dyn FnMut
             let padded = channels.next_multiple_of(4);
             let step = (PIECE_BYTES / (padded * dtype.bytes())).max(1);
             let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
+            // A vector is one row of a table, and its elements are what a source calls rows.
+            let vector = source.info(&spec.keys[0]).is_some_and(|info| info.shape.len() == 1);
+            let unit = if vector { channels } else { 1 };
             let end = (*first + *count) as usize;
             let mut row = *first as usize;
             while row < end {
                 let next = (row + step).min(end);
                 let mut values = vec![0f32; (next - row) * padded];
-                let read = reader.read(0, row..next)?;
+                let read = reader.read(0, row * unit..next * unit)?;
                 for (to, from) in values.chunks_exact_mut(padded).zip(read.chunks_exact(channels)) {
                     to[..channels].copy_from_slice(from);
                 }
