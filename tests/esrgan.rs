@@ -438,6 +438,78 @@ fn the_kind_is_told_from_names() {
     assert_eq!(ModelKind::of(&folder().join("golden.safetensors")).unwrap(), ModelKind::StableDiffusion);
 }
 
+fn scumble(words: &[&str]) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_scumble"));
+    command.args(words).env("SCUMBLE_CACHE_DIR", "").stdin(std::process::Stdio::null()).output().unwrap()
+}
+
+/// Writes the case's picture as PNG; its bytes are exact.
+fn written(folder: &Path, picture: &HostTensor) -> String {
+    let [height, width] = [picture.shape[2] as u32, picture.shape[3] as u32];
+    let planes = (height * width) as usize;
+    let byte = |i: usize| ((picture.data[i % 3 * planes + i / 3] + 1.0) * 127.5).round() as u8;
+    let path = folder.join("in.png");
+    image::save_buffer(&path, &(0..3 * planes).map(byte).collect::<Vec<_>>(), width, height, image::ColorType::Rgb8)
+        .unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_program_enlarges_pictures() {
+    let (golden, folder) = (golden(), tempfile::tempdir().unwrap());
+    let out = folder.path().join("out.png");
+    for (file, tile) in [("real_x4.pth", "auto"), ("real_x2.safetensors", "16"), ("first_x1.safetensors", "off")] {
+        let name = file.split('.').next().unwrap();
+        let from = written(folder.path(), &golden[&format!("{name}.picture")]);
+        let model = self::folder().join(file);
+        let words = ["upscale", &from, "-m", model.to_str().unwrap(), "-o", out.to_str().unwrap(), "--tile", tile];
+        let output = scumble(&[&words[..], &["--precision", "f32", "--no-tune"]].concat());
+        assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+        let want = &golden[&format!("{name}.image")];
+        let got = image::open(&out).unwrap().to_rgb8();
+        assert_eq!([got.height() as usize, got.width() as usize], want.shape[2..], "{file}");
+        let planes = want.data.len() / 3;
+        for (i, byte) in got.as_raw().iter().enumerate() {
+            let exact = (want.data[i % 3 * planes + i / 3] / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0;
+            assert!((f32::from(*byte) - exact).abs() <= 0.51, "{file}: byte {i} is {byte}, the number {exact}");
+        }
+    }
+}
+
+#[test]
+fn the_program_enlarges_what_another_model_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.png");
+    let then = self::folder().join("first_x2.safetensors");
+    let then = then.to_str().unwrap();
+    let words = ["generate", "red apple", "-W", "32", "-H", "24", "--steps", "1", "-s", "1", "--no-tune"];
+    let output = scumble(&[&words[..], &["--then", then, "--then", then, "-o", out.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let picture = image::open(&out).unwrap();
+    assert_eq!((picture.width(), picture.height()), (128, 96));
+}
+
+#[test]
+fn the_program_refuses_what_makes_no_sense() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = written(folder.path(), &golden()["real_x4.picture"]);
+    let model = self::folder().join("real_x4.safetensors");
+    let model = model.to_str().unwrap();
+    for (words, part) in [
+        (&["upscale", &from, "-m", model, "-p", "a cat"][..], "it reads no text"),
+        (&["upscale", &from, "-m", model, "--steps", "3"], "--steps"),
+        (&["upscale", &from, "-m", model, "--vae-tiling", "on"], "--vae-tiling"),
+        (&["upscale", &from, "-m", model, "--tile", "x"], "--tile"),
+        (&["generate", "a cat", "-m", model], "no picture to enlarge"),
+        (&["upscale", &from, "-m", model, "--then", "emoji"], "enlarges nothing"),
+    ] {
+        let output = scumble(words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {text}");
+        assert!(text.contains(part), "{words:?}: {part:?} is not in {text}");
+    }
+}
+
 #[test]
 fn leaky_relu_is_pytorchs() {
     let golden = golden();
