@@ -354,7 +354,7 @@ fn odd_files_are_refused_by_name() {
         ("real_x4.safetensors", |t| drop(t.insert("body.0.rdb1.conv6.weight".to_owned(), vec![1])), "conv6"),
         ("real_x4.safetensors", |t| drop(t.insert("conv_up1.weight".to_owned(), vec![8, 8, 5, 5])), "conv_up1.weight"),
         ("real_x4.safetensors", |t| drop(t.insert("conv_first.weight".to_owned(), vec![8, 4, 3, 3])), "4 channels"),
-        ("real_x4.safetensors", |t| drop(t.insert("conv_first.weight".to_owned(), vec![8])), "four axes"),
+        ("real_x4.safetensors", |t| drop(t.insert("conv_first.weight".to_owned(), vec![8])), "3 x 3 places"),
         ("real_x4.safetensors", |t| drop(t.insert("conv_first.weight".to_owned(), vec![0, 3, 3, 3])), "conv_first"),
         ("first_x4.safetensors", |t| drop(t.remove("model.6.weight")), "found 3, 8, 10"),
         (

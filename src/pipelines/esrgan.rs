@@ -18,14 +18,16 @@ use crate::graph::footprint::footprint;
 use crate::graph::{Graph, Shape};
 use crate::kernels::elementwise::{self, Activation, Elementwise};
 use crate::kernels::{Limits, pixels};
+use crate::models::config::RrdbConfig;
 use crate::models::decoder::rrdb;
 use crate::models::nn;
 use crate::tensor::{DType, HostTensor};
 use crate::weights::esrgan::EsrganCheckpoint;
 use crate::weights::{Claims, Weights};
 
-/// The largest side of a picture; PNG and the arithmetic on sizes have room for more, no machine has.
+/// Sides and pixels of the largest result, which the host holds in 15 bytes a pixel.
 const LARGEST_SIDE: u64 = 65_536;
+const MOST_PIXELS: u64 = 1 << 30;
 
 /// An upscaler on a device.
 pub struct Esrgan {
@@ -98,8 +100,8 @@ pub fn esrgan_plan(
     plan(checkpoint, limits, precision, size, (tile, budget(tile, tiling)), 0)
 }
 
-/// The first of the sizes to try that fits into `room` bytes, from number `from` on; the last one where its size alone is in the way, which the
-/// adapter then has a word on.
+/// The first of the sizes to try that fits into `room` bytes, from number `from` on; the last one where its bytes alone are in
+/// the way, on which the adapter then has a word.
 fn plan(
     checkpoint: &EsrganCheckpoint,
     limits: Limits,
@@ -114,6 +116,9 @@ fn plan(
     let count = sides.len();
     for (choice, side) in sides.into_iter().enumerate().skip(from) {
         let tiles = Tiles::new(size, side, reach, unit);
+        if vectors(config, tiles.window()) > u64::from(u32::MAX) {
+            continue;
+        }
         let graph = esrgan_graph(checkpoint, limits, precision, tiles.window())?;
         let footprint = footprint(&graph);
         let [height, width] = tiles.window().map(|length| u64::from(length) * config.scale() as u64);
@@ -127,7 +132,20 @@ fn plan(
             };
         }
     }
-    Err(Error::new("no smaller tiles are left").at(&checkpoint.name).hint("a smaller picture, or --precision f16"))
+    let [height, width] = size;
+    Err(Error::usage("the picture is too large for one window")
+        .at(&checkpoint.name)
+        .found(format!("{width} x {height} pixels"))
+        .hint("--tile auto"))
+}
+
+/// Vectors of four numbers in the largest tensor for a window, which kernels count in 32 bits.
+fn vectors(config: &RrdbConfig, window: [u32; 2]) -> u64 {
+    let pixels = window.iter().map(|length| u64::from(*length)).product::<u64>();
+    let channels = config.width.max(3 * config.growth).max(config.width + config.growth);
+    let [small, large] =
+        [pixels / (config.unshuffle * config.unshuffle) as u64, pixels * (config.scale() * config.scale()) as u64];
+    (small * channels.div_ceil(4) as u64).max(large * config.width.div_ceil(4) as u64)
 }
 
 /// `picture` [1, h / u, w / u, 3 u u] from -1 to 1 -> `image` [1, s h, s w, 3] in f32, around -1..1, and its `pixels`, for a window
@@ -198,12 +216,12 @@ pub fn esrgan_size(checkpoint: &EsrganCheckpoint, request: &Request) -> Result<[
             .hint("scumble upscale IN.png -m MODEL, or --then MODEL"));
     };
     let size = size_of(image)?;
-    let largest = u64::from(size[0].max(size[1])) * scale;
-    if largest > LARGEST_SIDE {
+    let [height, width] = size.map(|length| u64::from(length) * scale);
+    if height.max(width) > LARGEST_SIDE || height * width > MOST_PIXELS {
         return Err(Error::usage("picture size")
             .at(name)
-            .expected(format!("at most {LARGEST_SIDE} pixels on either side of the result"))
-            .found(largest));
+            .expected(format!("a result of at most {LARGEST_SIDE} pixels a side and {MOST_PIXELS} in all"))
+            .found(format!("{width} x {height}")));
     }
     Ok(size)
 }

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 
+/// More than any network of this kind has, and few enough for a hostile file to do no harm.
+const MOST_CHANNELS: usize = 4096;
+
 /// Residual-in-residual dense blocks, and what is around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RrdbConfig {
@@ -32,10 +35,14 @@ impl RrdbConfig {
     /// green and blue.
     pub fn of<'a>(shape: impl Fn(&str) -> Option<&'a [usize]>, place: &str) -> Result<Self> {
         let convolution = |name: &str| match shape(name) {
-            Some(&[outputs, inputs, _, _]) if outputs > 0 && inputs > 0 => Ok([outputs, inputs]),
+            Some(&[outputs, inputs, 3, 3])
+                if [outputs, inputs].iter().all(|count| (1..=MOST_CHANNELS).contains(count)) =>
+            {
+                Ok([outputs, inputs])
+            }
             found => Err(Error::new("tensor shape")
                 .at(format!("{place}: `{name}`"))
-                .expected("a convolution of four axes")
+                .expected(format!("a convolution of 3 x 3 places and at most {MOST_CHANNELS} channels"))
                 .found(found.map_or("no such tensor".to_owned(), |axes| format!("{axes:?}")))
                 .hint("a checkpoint of ESRGAN or Real-ESRGAN")),
         };
