@@ -58,7 +58,8 @@ fn tensor(picture: &DynamicImage) -> Result<HostTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{ImageBuffer, Luma, Rgba};
+    use image::codecs::{jpeg::JpegEncoder, png::PngEncoder};
+    use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, Rgba};
 
     fn bytes(tensor: &HostTensor) -> Vec<u8> {
         tensor.data.iter().map(|value| ((value + 1.0) * 127.5).round() as u8).collect()
@@ -80,6 +81,29 @@ mod tests {
         let deep = ImageBuffer::<Luma<u16>, _>::from_raw(1, 2, vec![0x12ff, 0xffff]).unwrap();
         let got = read_back(&DynamicImage::ImageLuma16(deep), "deep.png");
         assert_eq!((got.shape.as_slice(), bytes(&got)), (&[1, 3, 2, 1][..], [0x12, 0xff].repeat(3)));
+    }
+
+    /// A picture that a camera held on its side (orientation 6) is turned by a quarter clockwise.
+    #[test]
+    fn orientation_is_applied() {
+        let exif = [&b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"[..], &[0; 4]].concat();
+        let folder = tempfile::tempdir().unwrap();
+        let pixels = [[200, 0, 0].repeat(16), [0, 0, 200].repeat(16)].concat();
+        let png = folder.path().join("turned.png");
+        let mut encoder = PngEncoder::new(std::fs::File::create(&png).unwrap());
+        encoder.set_exif_metadata(exif.clone()).unwrap();
+        encoder.write_image(&pixels, 16, 2, ExtendedColorType::Rgb8).unwrap();
+        let jpeg = folder.path().join("turned.jpg");
+        let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&jpeg).unwrap(), 100);
+        encoder.set_exif_metadata(exif).unwrap();
+        encoder.write_image(&pixels, 16, 2, ExtendedColorType::Rgb8).unwrap();
+        for path in [png, jpeg] {
+            let got = read(&path).unwrap();
+            assert_eq!(got.shape, [1, 3, 16, 2], "{}", path.display());
+            // The upper row, red, is now the right column; JPEG blurs colours across the border.
+            let [left, right] = [0, 1].map(|column| got.data[column] - got.data[2 * 16 * 2 + column]);
+            assert!(left < -0.2 && right > 0.2, "{}: {left} {right}", path.display());
+        }
     }
 
     #[test]

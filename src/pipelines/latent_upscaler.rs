@@ -303,6 +303,8 @@ impl UpscaleDrawing {
             return Ok(Some(Picture { width, height, rgb }));
         };
         blend.add(tile, &image);
+        let name = self.named(tile, "image");
+        self.keep(&name, || Ok(image))?;
         if tile + 1 < self.settings.grid.count() {
             return Ok(None);
         }
