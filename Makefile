@@ -52,6 +52,7 @@ goldens:
 	$(PYTHON) tools/goldens/dalle.py
 	$(PYTHON) tools/goldens/unets.py
 	$(PYTHON) tools/goldens/imagen.py
+	$(PYTHON) tools/goldens/karlo.py
 	$(PYTHON) tools/goldens/t5.py
 	$(PYTHON) tools/goldens/esrgan.py
 	$(PYTHON) tools/goldens/resample.py

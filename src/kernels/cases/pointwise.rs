@@ -96,6 +96,40 @@ impl Kernel for Pointwise {
     }
 }
 
+/// a * b.
+struct Product {
+    rows: u32,
+    channels: u32,
+    dtype: DType,
+}
+
+impl Product {
+    fn numbers(&self) -> [Vec<f64>; 2] {
+        let count = (self.rows * self.channels) as usize;
+        [numbers("a", count, self.dtype, 0.5, 2.0), numbers("b", count, self.dtype, -1.0, 3.0)]
+    }
+}
+
+impl Kernel for Product {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        let [a, b] = self.numbers();
+        let tensors = vec![
+            Tensor::given("a", self.channels, self.dtype, &a),
+            Tensor::given("b", self.channels, self.dtype, &b),
+            Tensor::made("y", self.rows, self.channels, self.dtype),
+        ];
+        Some(Work::of(elementwise::product(self.rows, self.channels, [self.dtype; 3], limits)?, tensors, 1))
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let [a, b] = self.numbers();
+        let values: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+        // Multiplied by 1 and added to 0 before, which loses nothing, and once rounded.
+        let tolerances = values.iter().map(|value| 2.0 * EPS * value.abs()).collect();
+        vec![Expected::new("y", self.dtype, values, tolerances)]
+    }
+}
+
 struct Picture {
     pixels: u32,
     dtype: DType,
@@ -186,6 +220,10 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("one number", pointwise(plain, 1, 1)),
     ];
     let pointwise = pointwise.into_iter().map(|(what, config)| Case::new("elementwise", what, dtype, config));
+    let products = [("embedding by its deviation", 1, 768), ("product must not reach the padding", 9, 7)];
+    let products = products
+        .into_iter()
+        .map(|(what, rows, channels)| Case::new("elementwise", what, dtype, Product { rows, channels, dtype }));
     let pictures = [
         ("a picture", 48 * 32, None),
         ("pixels not a multiple of four", 131, None),
@@ -196,5 +234,5 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let pictures = pictures
         .into_iter()
         .map(|(what, pixels, fault)| Case::new("pixels", what, dtype, Picture { pixels, dtype, fault }));
-    joined.chain(pointwise).chain(pictures).collect()
+    joined.chain(pointwise).chain(products).chain(pictures).collect()
 }
