@@ -52,6 +52,7 @@
 pub mod bench;
 pub mod cli;
 pub mod error;
+pub mod evaluate;
 pub mod gpu;
 pub mod graph;
 pub mod kernels;

@@ -48,6 +48,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Rewrite a checkpoint as safetensors, or between a single file and diffusers' layout
     Convert(super::convert::ConvertArgs),
+    /// Measure pictures: FID and KID of two sets of them
+    Evaluate(super::evaluate::EvaluateArgs),
     /// Find the kernels that are right and fastest on an adapter, and keep the choice for later runs
     Tune(TuneArgs),
 }

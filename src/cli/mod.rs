@@ -7,6 +7,7 @@ pub mod bench_tables;
 pub mod cache;
 pub mod convert;
 pub mod dalle_info;
+pub mod evaluate;
 mod files;
 pub mod generate;
 pub mod info;
@@ -59,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Evaluate(args) => evaluate::run(args),
         Command::Tune(args) => tune::run(args),
     }
 }

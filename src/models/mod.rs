@@ -35,5 +35,6 @@ mod tokens;
 /// From pictures to vectors.
 pub mod vision {
     pub mod clip_image;
+    pub mod inception;
 }
 mod wide;

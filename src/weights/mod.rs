@@ -23,6 +23,7 @@ pub mod file_source;
 mod files;
 pub mod flax;
 pub mod imagen;
+pub mod inception;
 mod index;
 pub mod kandinsky;
 pub mod karlo;

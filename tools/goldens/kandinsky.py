@@ -27,7 +27,7 @@ MOVQS = {
 }
 # A side that is no multiple of 4, the square of MoVQ's scale, grows.
 CASES = [
-    dict(name="plain", prompt="A red Apple on the table", negative_prompt=None, prior_steps=3, prior_guidance=4.0, steps=3, guidance=4.0, seed=11, width=24, height=32, scheduler="ddim"),
+    dict(name="plain", prompt="A red Apple on the table", negative_prompt=None, prior_steps=3, prior_guidance=4.0, steps=3, guidance=1.5, seed=11, width=24, height=32, scheduler="ddim"),
     dict(name="negative", prompt="two cats by the SEA", negative_prompt="a dragon", prior_steps=4, prior_guidance=2.0, steps=2, guidance=3.0, seed=5, width=16, height=16, scheduler="learned"),
     dict(name="unguided", prompt="small house at night ☺", negative_prompt=None, prior_steps=2, prior_guidance=1.0, steps=2, guidance=1.0, seed=7, width=22, height=8, scheduler="ddpm"),
     dict(name="unguided_prior", prompt="green dragon", negative_prompt="", prior_steps=2, prior_guidance=1.0, steps=3, guidance=5.0, seed=3, width=16, height=24, scheduler="ddpm"),
@@ -67,7 +67,7 @@ def movqs():
         x = torch.randn(batch, latent, height, width, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         found[f"{name}.movq.decoder"] = model.decode(x, force_not_quantize=True).sample
         found[f"{name}.latent"] = x
-        configs[name] = dict(model.config) | dict(_class_name="VQModel", tensors={k: list(v.shape) for k, v in model.state_dict().items()})
+        configs[name] = {k: v for k, v in model.config.items() if k[0] != "_"} | dict(_class_name="VQModel", tensors={k: list(v.shape) for k, v in model.state_dict().items()})
     save_file({k: v.contiguous() for k, v in found.items()}, FOLDER / "movq.safetensors")
     (FOLDER / "movq.json").write_text(json.dumps(configs) + "\n")
 

@@ -8,7 +8,6 @@ use crate::kernels::matrix::{Matrix, Operands};
 use crate::models::config::ClipVisionConfig;
 use crate::models::nn::{self, Heads, Linear};
 use crate::models::text::clip::{EncoderLayer, encoder_layer};
-use crate::tensor::DType;
 use crate::weights::Weights;
 
 /// pixels [B, H, W, 3], normalised, H and W the config's `image_size` -> the pictures' projected vectors [B, 1, 1, E] in f32,
