@@ -7,6 +7,7 @@ pub mod config;
 pub mod decoder {
     mod bands;
     pub mod movq;
+    pub mod rrdb;
     pub mod vae;
     pub mod vqgan;
 }

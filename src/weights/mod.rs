@@ -18,6 +18,7 @@ pub mod embedded;
 pub mod embedded_dalle;
 #[cfg(feature = "embedded-model")]
 pub mod embedded_imagen;
+pub mod esrgan;
 pub mod file_source;
 mod files;
 pub mod flax;
@@ -28,6 +29,7 @@ pub mod kandinsky;
 pub mod karlo;
 pub mod keys;
 pub mod kind;
+pub mod latent_upscaler;
 mod msgpack;
 pub mod open_clip;
 pub mod original_config;

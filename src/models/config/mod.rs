@@ -11,6 +11,7 @@ mod fields;
 mod movq;
 mod picture;
 mod prior;
+mod rrdb;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -24,6 +25,7 @@ pub use dalle::{DalleConfig, DalleLayers};
 pub use movq::{MOVQ_GROUPS, MovqConfig};
 pub use picture::{Edges, PicturePreparation, ResizeFilter};
 pub use prior::{PriorConfig, TextProjConfig};
+pub use rrdb::RrdbConfig;
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,
