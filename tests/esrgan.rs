@@ -500,7 +500,7 @@ fn the_program_refuses_what_makes_no_sense() {
         (&["upscale", &from, "-m", model, "--steps", "3"], "--steps"),
         (&["upscale", &from, "-m", model, "--vae-tiling", "on"], "--vae-tiling"),
         (&["upscale", &from, "-m", model, "--tile", "x"], "--tile"),
-        (&["generate", "a cat", "-m", model], "no picture to enlarge"),
+        (&["generate", "a cat", "-m", model], "it reads no text"),
         (&["upscale", &from, "-m", model, "--then", "emoji"], "enlarges nothing"),
     ] {
         let output = scumble(words);

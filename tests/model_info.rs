@@ -104,6 +104,22 @@ fn info_tells_the_stages_of_deepfloyd_if() {
 
 #[test]
 fn info_tells_models_with_a_prior() {
+    told(
+        &["info", golden("karlo/plain").to_str().unwrap()],
+        &[
+            "(Karlo: ",
+            "text_encoder: ",
+            "prior: ",
+            "text_proj: ",
+            "decoder: ",
+            "super_res_first: ",
+            "super_res_last: ",
+            "prior: steps 25, guidance 4",
+            "steps 25, guidance 8",
+            "enlarged: ",
+            "in all",
+        ],
+    );
     let [model, prior] = ["kandinsky/model", "kandinsky/prior"].map(golden);
     let [model, prior] = [model.to_str().unwrap(), prior.to_str().unwrap()];
     told(
@@ -120,6 +136,26 @@ fn info_tells_models_with_a_prior() {
     let output = scumble(&["info", model]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--prior"));
+}
+
+#[test]
+fn info_tells_the_x4_upscaler() {
+    let path = golden("upscale/plain");
+    told(
+        &["info", path.to_str().unwrap(), "-W", "24", "-H", "16", "--tile", "16"],
+        &[
+            "plain (Stable Diffusion's x4 upscaler)",
+            "text_encoder: ",
+            "unet: ",
+            "vae decoder: ",
+            "noise level at most ",
+            "given picture: 24 x 16 pixels, enlarged: ",
+            "noise level: 20, tiles: 2",
+            "denoise",
+            "in all",
+        ],
+    );
+    told(&["info", path.to_str().unwrap()], &["given picture: 128 x 128 pixels", "tiles: 1"]);
 }
 
 #[test]
