@@ -121,6 +121,12 @@ fn pictures_and_all_between_are_diffusers() {
                 let want = &golden[&format!("{case_name}.{want}")];
                 close(&format!("{name} {case_name}: {got}"), &dump[got], want, TOLERANCE);
             }
+            let latents = dump.iter().filter(|(key, _)| key.contains("latents."));
+            for (key, got) in latents.clone() {
+                close(&format!("{name} {case_name}: {key}"), got, &golden[&format!("{case_name}.{key}")], TOLERANCE);
+            }
+            let steps = ["prior_steps", "steps", "sr_steps"].map(|key| case[key].as_u64().unwrap() as usize);
+            assert_eq!(latents.count(), steps.iter().sum::<usize>());
             let image = &golden[&format!("{case_name}.image")];
             close(&format!("{name} {case_name}"), &shown(&dump["image"]), image, TOLERANCE);
             assert_eq!(drawing.image().unwrap(), dump["image"]);

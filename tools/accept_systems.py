@@ -183,7 +183,10 @@ def case_if2(r, folder):
 
 def prior(r, width):
     heads = r.choice([1, 2, 3])
-    model = diffusers.PriorTransformer(num_attention_heads=heads, attention_head_dim=r.choice([8, 12]), embedding_dim=width, num_layers=r.choice([1, 2]))
+    inner = heads * r.choice([6, 8, 12])
+    more = dict(norm_in_type=r.choice([None, None, "layer"]), embedding_proj_norm_type=r.choice([None, None, "layer"]), time_embed_act_fn=r.choice(["silu", "silu", "gelu"]),
+                time_embed_dim=r.choice([None, 20]), encoder_hid_proj_type=None if inner == width else "linear")
+    model = diffusers.PriorTransformer(num_attention_heads=heads, attention_head_dim=inner // heads, embedding_dim=width, num_layers=r.choice([1, 2, 3]), **more)
     model = randomise(model, r.randrange(1 << 30))
     with torch.no_grad():
         model.clip_std.abs_().add_(0.5)
@@ -207,15 +210,16 @@ def case_karlo(r, folder):
     decoder = simple_unet(r, 3, 6, context, size, class_embed_type="identity")
     text_proj = randomise(UnCLIPTextProjModel(
         clip_embeddings_dim=width, time_embed_dim=decoder.time_embedding.linear_2.out_features, cross_attention_dim=context,
-        clip_extra_context_tokens=r.choice([2, 4])), r.randrange(1 << 30))
+        clip_extra_context_tokens=r.choice([1, 2, 4])), r.randrange(1 << 30))
     first = sr_unet(r, large)
     last = randomise(diffusers.UNet2DModel.from_config(first.config), r.randrange(1 << 30))
     clip_range = dict(clip_sample=True, clip_sample_range=5.0)
     pipe = diffusers.UnCLIPPipeline(
         prior(r, width), decoder, encoder, tokenizer, text_proj, first, calibrated(last),
         diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", **clip_range),
-        diffusers.UnCLIPScheduler(variance_type="learned_range", prediction_type="epsilon"),
-        diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="epsilon"))
+        diffusers.UnCLIPScheduler(variance_type="learned_range", prediction_type=r.choice(["epsilon", "sample"])),
+        # Of a random model's noise comes black and white alone.
+        diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type=r.choice(["epsilon", "sample", "sample"])))
     pipe.save_pretrained(folder / "model")
     case = drawing(r) | dict(prior_steps=r.randint(2, 4), prior_guidance=r.choice([1.0, 4.0]), sr_steps=r.randint(2, 3))
     case.pop("negative_prompt", None)

@@ -95,11 +95,23 @@ def projections(seed, decoder, width, tokens):
     return model
 
 
-def schedulers(limit, **more):
-    """Of prior, decoder and enlargement."""
+def schedulers(limit, prediction="epsilon", **more):
+    """Of prior, decoder and enlargement. A random model's noise makes black and white of a picture; its samples do not."""
     first = diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=limit)
-    second = diffusers.UnCLIPScheduler(variance_type="learned_range", prediction_type="epsilon", **more)
-    return first, second, diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="epsilon")
+    second = diffusers.UnCLIPScheduler(variance_type="learned_range", prediction_type=prediction, **more)
+    return first, second, diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type=prediction)
+
+
+def watched(step, scheduler, name, states):
+    """A scheduler's step that keeps every sample."""
+
+    def wrapped(*args, **given):
+        made = step(scheduler, *args, **given)
+        count = sum(key.startswith(name + ".") for key in states)
+        states[f"{name}.{count}"] = made.prev_sample
+        return made
+
+    return wrapped
 
 
 def draw(pipe, folder, cases):
@@ -112,7 +124,9 @@ def draw(pipe, folder, cases):
         module.float()
     found = {}
     for case in cases:
-        name, seen = case["name"], {}
+        name, seen, states = case["name"], {}, {}
+        for stage, scheduler in (("prior.", pipe.prior_scheduler), ("", pipe.decoder_scheduler), ("sr.", pipe.super_res_scheduler)):
+            scheduler.step = watched(type(scheduler).step, scheduler, f"{name}.{stage}latents", states)
         handles = [
             pipe.text_proj.register_forward_pre_hook(lambda _, __, given: seen.update(given), with_kwargs=True),
             pipe.super_res_first.register_forward_pre_hook(lambda _, __, given: seen.update(dict(given) | seen), with_kwargs=True),
@@ -124,6 +138,7 @@ def draw(pipe, folder, cases):
         ).images
         for handle in handles:
             handle.remove()
+        found |= states
         found[f"{name}.text"] = seen["text_encoder_hidden_states"][-1:]
         found[f"{name}.text_embedding"] = seen["prompt_embeds"][-1:]
         found[f"{name}.embedding"] = seen["image_embeddings"]
@@ -152,7 +167,7 @@ def pipelines():
         prior(13, num_attention_heads=3, attention_head_dim=6, num_layers=1, embedding_dim=18, time_embed_act_fn="gelu", norm_in_type="layer"),
         small, encoder, tokenizer, projections(14, small, 18, 3), enlarger(15, sample_size=20, resnet_time_scale_shift="default"),
         enlarger(16, sample_size=20, block_out_channels=[4, 8, 8], down_block_types=["ResnetDownsampleBlock2D"] * 3, up_block_types=["ResnetUpsampleBlock2D"] * 3),
-        *schedulers(2.0, clip_sample=False),
+        *schedulers(2.0, "sample", clip_sample=False),
     )
     draw(pipe, FOLDER / "uneven", CASES[:3])
     shutil.rmtree(FOLDER / "tokens")
