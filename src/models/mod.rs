@@ -24,6 +24,7 @@ pub mod generator {
 }
 mod linears;
 pub mod nn;
+mod norms;
 mod resnet;
 /// From tokens to vectors.
 pub mod text {
