@@ -176,7 +176,7 @@ fn explain_tells_every_link_of_a_chain() {
     let [first, second] = ["imagen/I", "imagen/II"].map(golden);
     let [first, second] = [first.to_str().unwrap(), second.to_str().unwrap()];
     let words = ["generate", "a cat", "--explain", "-m", first, "--then", second, "--then", then, "--sr-steps", "3"];
-    told(&words, &["picture 1: ", "picture 2: ", "steps 3, guidance 4", "2 unet", "then model: first_x2"]);
+    told(&words, &["picture 1: ", "picture 2: ", "steps 3, guidance 4", "2 unet", "ddpm: ", "then model: first_x2"]);
     told(
         &["generate", "a cat", "--explain", "-m", "emoji-dalle", "--then", then],
         &["image tokens: ", "then model: first_x2"],

@@ -17,7 +17,7 @@ use crate::pipelines::{
     Request, Settings, StageSettings, TileSide, Tiling, UpscaleSettings, chain_requests, esrgan_plan, esrgan_size,
     imagen_graphs, imagen_settings,
 };
-use crate::sampling::SchedulerConfig;
+use crate::sampling::{Program, SchedulerConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::esrgan::EsrganCheckpoint;
 use crate::weights::imagen::ImagenStage;
@@ -79,7 +79,7 @@ pub fn describe(args: &InfoArgs, model: &Path) -> Result<String> {
         // A stage that enlarges a picture needs one, and -W and -H are about its result.
         request.image = stages[0].enlarges().then(|| blank(small(&stages[0].unet.config)));
     }
-    runs(&mut text, &opened, &request, &run)?;
+    runs(&mut text, &opened, &request, &run, false)?;
     Ok(text)
 }
 
@@ -117,31 +117,33 @@ pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
                 line(&mut text, &format!("model: {} ({kind})", opened.name()));
             }
         }
-        made = Some(runs(&mut text, opened, &request, &run)?);
+        made = Some(runs(&mut text, opened, &request, &run, true)?);
     }
     Ok(text)
 }
 
-/// What would run for a request, and the size of the picture.
-fn runs(text: &mut String, opened: &Opened, request: &Request, run: &Run) -> Result<Size> {
-    match opened {
+/// What would run for a request, with the solvers' `tables` where they are asked for; the size of the picture.
+fn runs(text: &mut String, opened: &Opened, request: &Request, run: &Run, tables: bool) -> Result<Size> {
+    let (size, programs) = match opened {
         Opened::StableDiffusion(checkpoint) => {
             let settings = Settings::resolve(request, checkpoint)?;
             denoising(text, &settings);
             info::memory(text, checkpoint, &settings, run)?;
-            text.push_str(&settings.scheduler.program(settings.steps as usize, None)?.to_string());
-            Ok([settings.height, settings.width])
+            let program = settings.scheduler.program(settings.steps as usize, None)?;
+            ([settings.height, settings.width], vec![program])
         }
         Opened::Dalle(checkpoint) => {
             dalle_info::explain(text, checkpoint, request, run.precision)?;
-            Ok([checkpoint.pixels(); 2])
+            ([checkpoint.pixels(); 2], Vec::new())
         }
-        Opened::Imagen(stages) => imagen_runs(text, stages, request, run.precision),
-        Opened::Karlo(checkpoint) => unclip_info::karlo_runs(text, checkpoint, request, run.precision),
-        Opened::Kandinsky(checkpoint) => unclip_info::kandinsky_runs(text, checkpoint, request, run.precision),
-        Opened::LatentUpscaler(checkpoint) => latent_upscaler_runs(text, checkpoint, request, run),
-        Opened::Esrgan(checkpoint) => esrgan_runs(text, checkpoint, request, run),
-    }
+        Opened::Imagen(stages) => imagen_runs(text, stages, request, run.precision)?,
+        Opened::Karlo(checkpoint) => unclip_info::karlo_runs(text, checkpoint, request, run.precision)?,
+        Opened::Kandinsky(checkpoint) => unclip_info::kandinsky_runs(text, checkpoint, request, run.precision)?,
+        Opened::LatentUpscaler(checkpoint) => latent_upscaler_runs(text, checkpoint, request, run)?,
+        Opened::Esrgan(checkpoint) => (esrgan_runs(text, checkpoint, request, run)?, Vec::new()),
+    };
+    programs.iter().filter(|_| tables).for_each(|program| text.push_str(&program.to_string()));
+    Ok(size)
 }
 
 /// The side of the picture that a model is told for which enlarges any.
@@ -240,7 +242,8 @@ fn imagen_parts(text: &mut String, stages: &[ImagenStage]) {
         (1, true) => "stage II",
         _ => "stages I and II",
     };
-    line(text, &format!("{} (DeepFloyd IF, {number}: text encoder, UNet over pixels)", first.name));
+    let encoder = if stages.iter().any(|stage| stage.text.is_some()) { "text encoder, " } else { "" };
+    line(text, &format!("{} (DeepFloyd IF, {number}: {encoder}UNet over pixels)", first.name));
     let mut total = 0;
     for (position, stage) in stages.iter().enumerate() {
         if let Some(encoder) = &stage.text {
@@ -257,7 +260,12 @@ fn imagen_parts(text: &mut String, stages: &[ImagenStage]) {
     }
 }
 
-fn imagen_runs(text: &mut String, stages: &[ImagenStage], request: &Request, precision: PrecisionArg) -> Result<Size> {
+fn imagen_runs(
+    text: &mut String,
+    stages: &[ImagenStage],
+    request: &Request,
+    precision: PrecisionArg,
+) -> Result<(Size, Vec<Program>)> {
     let settings = imagen_settings(stages, request)?;
     let from = request.image.as_ref().map(|image| [image.shape[2] as u32, image.shape[3] as u32]);
     let mut together = Vec::new();
@@ -275,7 +283,7 @@ fn imagen_runs(text: &mut String, stages: &[ImagenStage], request: &Request, pre
     }
     memory(text, precision, &together, |dtype| imagen_graphs(stages, Limits::default(), dtype, &settings, from))?;
     let last = &settings[settings.len() - 1];
-    Ok([last.height, last.width])
+    Ok(([last.height, last.width], settings.iter().map(|settings| settings.program.clone()).collect()))
 }
 
 fn latent_upscaler_runs(
@@ -283,7 +291,7 @@ fn latent_upscaler_runs(
     checkpoint: &LatentUpscalerCheckpoint,
     request: &Request,
     run: &Run,
-) -> Result<Size> {
+) -> Result<(Size, Vec<Program>)> {
     let mut settings = UpscaleSettings::resolve(checkpoint, request)?;
     if let TileSide::Px(side) = run.tile {
         settings = settings.in_tiles(side);
@@ -294,8 +302,7 @@ fn latent_upscaler_runs(
     denoising(text, &settings.tile);
     let pictures = run.pictures.saturating_mul(settings.grid.count() as u32);
     info::memory(text, &checkpoint.model, &settings.tile, &Run { pictures, ..*run })?;
-    text.push_str(&settings.program()?.to_string());
-    Ok(settings.size())
+    Ok((settings.size(), vec![settings.program()?]))
 }
 
 fn esrgan_parts(text: &mut String, checkpoint: &EsrganCheckpoint) {

@@ -138,7 +138,7 @@ fn unet(config: &UnetConfig) -> String {
         list(&config.block_out_channels),
         list(&of(|block| block.layers)),
         list(&of(|block| block.head_count)),
-        config.down.iter().map(|block| list(&block.transformer_layers)).collect::<Vec<_>>().join("; "),
+        config.down.iter().map(transformers).collect::<Vec<_>>().join("; "),
         config.cross_attention_dim,
         config.out_channels
     );
@@ -149,6 +149,11 @@ fn unet(config: &UnetConfig) -> String {
         let _ = write!(text, ", guidance as an input of width {width}");
     }
     text
+}
+
+/// Transformer blocks of each of a block's layers; 0 where it has no attention.
+fn transformers(block: &Block) -> String {
+    if block.transformer_layers.is_empty() { "0".to_owned() } else { list(&block.transformer_layers) }
 }
 
 fn vae(config: &VaeConfig) -> String {

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::kernels::Limits;
 use crate::models::config::{ClipVisionConfig, MovqConfig, PriorConfig};
 use crate::pipelines::{KandinskySettings, KarloSettings, PriorSettings, Request, kandinsky_graphs, karlo_graphs};
+use crate::sampling::Program;
 use crate::weights::kandinsky::KandinskyCheckpoint;
 use crate::weights::karlo::KarloCheckpoint;
 use crate::weights::prior::PriorPart;
@@ -47,13 +48,13 @@ pub(super) fn karlo_parts(text: &mut String, checkpoint: &KarloCheckpoint) {
     line(text, &format!("together: {} parameters", thousands(total)));
 }
 
-/// What Karlo would do, and its picture's height and width.
+/// What Karlo would do; its picture's height and width, and its solvers' tables.
 pub(super) fn karlo_runs(
     text: &mut String,
     checkpoint: &KarloCheckpoint,
     request: &Request,
     precision: PrecisionArg,
-) -> Result<[u32; 2]> {
+) -> Result<([u32; 2], Vec<Program>)> {
     let settings = KarloSettings::resolve(checkpoint, request)?;
     prior_runs(text, &settings.prior);
     let [height, width] = settings.decoder.size;
@@ -70,7 +71,8 @@ pub(super) fn karlo_runs(
         row(&["super resolution's last step", "super resolution scheduler"]),
     ];
     memory(text, precision, &together, |dtype| karlo_graphs(checkpoint, Limits::default(), dtype, &settings))?;
-    Ok(settings.super_resolution.size)
+    let programs = [settings.prior.program, settings.decoder.program, settings.super_resolution.program];
+    Ok((settings.super_resolution.size, programs.into()))
 }
 
 /// Kandinsky's parts.
@@ -92,13 +94,13 @@ pub(super) fn kandinsky_parts(text: &mut String, checkpoint: &KandinskyCheckpoin
     line(text, &format!("together: {} parameters", thousands(total)));
 }
 
-/// What Kandinsky would do, and its picture's height and width.
+/// What Kandinsky would do; its picture's height and width, and its solvers' tables.
 pub(super) fn kandinsky_runs(
     text: &mut String,
     checkpoint: &KandinskyCheckpoint,
     request: &Request,
     precision: PrecisionArg,
-) -> Result<[u32; 2]> {
+) -> Result<([u32; 2], Vec<Program>)> {
     let settings = KandinskySettings::resolve(checkpoint, request)?;
     prior_runs(text, &settings.prior);
     let ([height, width], steps) = (settings.size, settings.program.evaluations.len());
@@ -112,5 +114,5 @@ pub(super) fn kandinsky_runs(
     let row = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
     let together = [row(&["prior", "prior scheduler", "prior embedding"]), row(&["unet", "scheduler"])];
     memory(text, precision, &together, |dtype| kandinsky_graphs(checkpoint, Limits::default(), dtype, &settings))?;
-    Ok(settings.size)
+    Ok((settings.size, vec![settings.prior.program, settings.program]))
 }
