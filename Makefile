@@ -54,4 +54,6 @@ goldens:
 	$(PYTHON) tools/goldens/imagen.py
 	$(PYTHON) tools/goldens/karlo.py
 	$(PYTHON) tools/goldens/t5.py
+	$(PYTHON) tools/goldens/esrgan.py
 	$(PYTHON) tools/goldens/resample.py
+	$(PYTHON) tools/goldens/evaluate.py

@@ -19,7 +19,8 @@
 //! 4. [`models`]: text encoder, UNet and decoder as functions of (graph, weights, value).
 //! 5. [`graph`]: values and nodes in execution order, the plan that shares buffers, the executor.
 //! 6. [`kernels`]: per operation the dispatch arithmetic and the same formula in f64; the shaders are in `shaders/`.
-//! 7. [`gpu`]: the device; [`tune`]: which kernels are right and fastest on it. [`cli`] and [`mod@bench`] stand on top of all.
+//! 7. [`gpu`]: the device; [`tune`]: which kernels are right and fastest on it. [`cli`], [`mod@bench`] and [`evaluate`] (FID and
+//!    other figures of pictures) stand on top of all.
 //!
 //! # Shapes
 //!
@@ -52,6 +53,7 @@
 pub mod bench;
 pub mod cli;
 pub mod error;
+pub mod evaluate;
 pub mod gpu;
 pub mod graph;
 pub mod kernels;

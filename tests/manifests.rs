@@ -9,14 +9,18 @@ use std::path::Path;
 use scumble::error::{Error, Result};
 use scumble::graph::{Graph, Shape};
 use scumble::kernels::Limits;
-use scumble::models::config::{ClassEmbedding, ClipConfig, UnetConfig, VaeConfig};
-use scumble::models::decoder::vae;
+use scumble::models::config::{
+    ClassEmbedding, ClipConfig, ClipModelConfig, MovqConfig, PriorConfig, UnetConfig, VaeConfig,
+};
+use scumble::models::decoder::{movq, vae};
 use scumble::models::generator::context::{self, PromptVectors};
+use scumble::models::generator::prior;
 use scumble::models::generator::unet::{self, Conditioning};
 use scumble::models::text::clip::{self, Take};
+use scumble::models::vision::clip_image::clip_image;
 use scumble::tensor::DType;
 use scumble::weights::shapes::parse_manifest;
-use scumble::weights::{Claims, ShapesSource, TensorInfo, Weights, keys};
+use scumble::weights::{Claims, ShapesSource, TensorInfo, Weights, clip as clip_names, keys, open_clip};
 use serde_json::{Value, json};
 
 type Tensors = Vec<(String, TensorInfo)>;
@@ -134,6 +138,19 @@ fn decoder() -> VaeConfig {
     VaeConfig::from_json(&config, "vae/config.json").unwrap()
 }
 
+/// The config of `kandinsky-2-2-decoder`'s MoVQ.
+fn kandinsky_movq() -> MovqConfig {
+    let config = json!({
+        "_class_name": "VQModel", "act_fn": "silu", "block_out_channels": [128, 256, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "norm_type": "spatial",
+        "num_vq_embeddings": 16384, "out_channels": 3, "sample_size": 32, "scaling_factor": 0.18215,
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        "vq_embed_dim": 4,
+    });
+    MovqConfig::from_json(&config, "movq/config.json").unwrap()
+}
+
 fn text_encoder(hidden: u32, layers: u32, heads: u32, act: &str, with_projection: bool) -> ClipConfig {
     let config = json!({
         "hidden_act": act, "hidden_size": hidden, "intermediate_size": 4 * hidden, "layer_norm_eps": 1e-05,
@@ -193,6 +210,25 @@ fn build_vae(tensors: Tensors) -> Result<()> {
     })
 }
 
+/// Names of the encoder must all be there; the rest is what the decoder takes.
+fn build_movq(tensors: Tensors, dtype: DType, side: u32) -> Result<Graph> {
+    let config = kandinsky_movq();
+    let encoder = config.encoder_names();
+    for name in &encoder {
+        assert!(tensors.iter().any(|(key, _)| key == name), "no {name}");
+    }
+    let rest: Tensors = tensors.into_iter().filter(|(name, _)| !encoder.contains(name)).collect();
+    assert!(rest.iter().all(|(name, _)| name.starts_with("decoder.") || name.starts_with("post_quant_conv.")));
+    let source = ShapesSource::new("manifest", rest);
+    let claims = Claims::default();
+    let mut g = Graph::new(dtype, Limits::default());
+    let latent = g.input("latent", Shape::new(1, side, side, 4), DType::F32);
+    let picture = movq::decode(&mut g, &Weights::new(0, &source, &claims), &config, latent);
+    assert_eq!(g.shape(picture), Shape::new(1, 8 * side, 8 * side, 3));
+    claims.finish(&source)?;
+    Ok(g)
+}
+
 fn build_text(tensors: Tensors, config: &ClipConfig) -> Result<()> {
     let with_projection = config.projection_dim.is_some();
     let named =
@@ -224,11 +260,172 @@ fn the_decoder_takes_every_published_tensor() {
     build_vae(manifest("VAE_KL_f8_total")).unwrap();
 }
 
+/// The prior of `kandinsky-2-2-prior`, for a prompt and a negative one at once.
+#[test]
+fn kandinskys_prior_takes_every_published_tensor() {
+    let config = json!({
+        "_class_name": "PriorTransformer", "additional_embeddings": 4, "attention_head_dim": 64, "embedding_dim": 1280,
+        "num_attention_heads": 32, "num_embeddings": 77, "num_layers": 20,
+    });
+    let config = PriorConfig::from_json(&config, "prior/config.json").unwrap();
+    build(manifest("Kandinsky2.2_prior"), |g, w| {
+        let row = Shape::new(4, 1, 1, 1280);
+        let vectors = g.input("vectors", Shape::tokens(4, 77, 1280), DType::F16);
+        let [embedding, sample] = ["embedding", "sample"].map(|name| g.input(name, row, DType::F16));
+        let text = prior::text(g, w, &config, vectors, embedding);
+        let timestep = g.input("timestep", Shape::new(2, 1, 1, 1), DType::F32);
+        let mask = g.input("mask", Shape::new(4, 1, 1, 81), DType::F32);
+        let predicted = prior::prior(g, w, &config, (sample, timestep), text, mask);
+        let finished = prior::post_process(g, w, predicted);
+        assert_eq!(g.shape(finished), row);
+    })
+    .unwrap();
+}
+
+/// Within bindings of 128 MiB up to pictures of 1024 x 1024 pixels in floats; a larger one says what does not fit.
+#[test]
+fn movq_takes_every_published_tensor() {
+    let tensors = || manifest("Kandinsky_MoVQ_decode_512px");
+    for (dtype, side) in [(DType::F16, 64), (DType::F16, 96), (DType::F32, 64), (DType::F32, 128)] {
+        let graph = build_movq(tensors(), dtype, side).unwrap();
+        assert!(graph.fault().is_none(), "{dtype:?}, {side}: {:?}", graph.fault());
+    }
+    let large = build_movq(tensors(), DType::F32, 512).unwrap();
+    says(large.fault().expect("a picture of 4096 x 4096 pixels").clone(), &["binding", "attentions.0"]);
+    let mut renamed = tensors();
+    let place = renamed.iter().position(|(name, _)| name == "decoder.conv_norm_out.conv_y.bias").unwrap();
+    renamed[place].0 = "decoder.conv_norm_out.conv_y.bais".into();
+    says(build_movq(renamed, DType::F16, 64).unwrap_err(), &["missing tensor", "conv_y.bias", "conv_y.bais"]);
+}
+
 #[test]
 fn text_encoders_take_every_published_tensor() {
     build_text(manifest("CLIP_L_text_SD1_SDXL_1"), &text_encoder(768, 12, 12, "quick_gelu", false)).unwrap();
     build_text(manifest("OpenCLIP_H_text_23L_SD2_diffusers"), &text_encoder(1024, 23, 16, "gelu", false)).unwrap();
     build_text(manifest("OpenCLIP_bigG_text_32L_proj_SDXL_2"), &text_encoder(1280, 32, 20, "gelu", true)).unwrap();
+}
+
+/// A whole CLIP's config, the text encoder's sizes first: width, layers, heads; then those of the picture encoder and its patches.
+fn clip_model(text: [u32; 3], vision: [u32; 3], patch: u32, projection: u32, act: &str) -> ClipModelConfig {
+    let tower = |[width, layers, heads]: [u32; 3]| {
+        json!({
+            "hidden_act": act, "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads,
+            "num_hidden_layers": layers, "patch_size": patch,
+        })
+    };
+    let config = json!({
+        "architectures": ["CLIPModel"], "logit_scale_init_value": 2.6592, "model_type": "clip", "projection_dim": projection,
+        "text_config": tower(text), "vision_config": tower(vision),
+    });
+    ClipModelConfig::from_json(&config, "config.json").unwrap()
+}
+
+/// Both encoders of a CLIP from one source, as one file holds them.
+fn build_clip(tensors: Tensors, config: &ClipModelConfig) -> Result<()> {
+    let named = tensors.into_iter().filter_map(|(name, info)| clip_names::name(&name).map(|(name, _)| (name, info)));
+    build(named.collect(), |g, w| {
+        let ids = g.input("ids", Shape::tokens(2, 77, 1), DType::F32);
+        let ends = g.input("ends", Shape::new(2, 1, 1, 1), DType::F32);
+        let take = Take { skip: 0, final_norm: true };
+        let text = clip::clip(g, w, &config.text, ids, Some(ends), [take; 2]).pooled.unwrap();
+        let pixels = g.input("pixels", Shape::new(2, 224, 224, 3), DType::F32);
+        let picture = clip_image(g, w, &config.vision, pixels);
+        assert_eq!((g.shape(text), g.shape(picture)), (g.shape(picture), g.shape(text)));
+    })
+}
+
+/// What a file of transformers' `CLIPModel` holds beside the encoders: the factor of the training's logits, and in older files
+/// the numbers of the positions. Nothing reads them.
+fn unread(vision: u32) -> Tensors {
+    let info = |shape: &[usize]| TensorInfo { dtype: DType::F32, shape: shape.to_vec() };
+    vec![
+        ("logit_scale".into(), info(&[])),
+        ("text_model.embeddings.position_ids".into(), info(&[1, 77])),
+        ("vision_model.embeddings.position_ids".into(), info(&[1, vision as usize])),
+    ]
+}
+
+#[test]
+fn clips_take_every_published_tensor() {
+    let both = |text: &str, vision: &str, tokens: u32| [manifest(text), manifest(vision), unread(tokens)].concat();
+    let b32 = clip_model([512, 12, 8], [768, 12, 12], 32, 512, "quick_gelu");
+    build_clip(both("CLIP_ViT_B_32_text_tower", "CLIP_ViT_B_32_image_tower_224", 50), &b32).unwrap();
+    // B/16 differs in the patches alone.
+    let b16 = clip_model([512, 12, 8], [768, 12, 12], 16, 512, "quick_gelu");
+    let mut tensors = both("CLIP_ViT_B_32_text_tower", "CLIP_ViT_B_32_image_tower_224", 197);
+    for (name, info) in &mut tensors {
+        match name.as_str() {
+            "vision_model.embeddings.patch_embedding.weight" => info.shape = vec![768, 3, 16, 16],
+            "vision_model.embeddings.position_embedding.weight" => info.shape[0] = 197,
+            _ => {}
+        }
+    }
+    build_clip(tensors, &b16).unwrap();
+    let l14 = clip_model([768, 12, 12], [1024, 24, 16], 14, 768, "quick_gelu");
+    build_clip(both("CLIP_L_text_proj_Karlo", "CLIP_ViT_L_14_image_tower_224", 257), &l14).unwrap();
+    let h14 = clip_model([1024, 24, 16], [1280, 32, 16], 14, 1024, "gelu");
+    build_clip(both("OpenCLIP_H_text_24L_full_proj1024", "OpenCLIP_ViT_H_14_image_tower_224", 257), &h14).unwrap();
+    let fault = build_clip(manifest("CLIP_ViT_B_32_text_tower"), &b32).unwrap_err();
+    says(fault, &["missing tensor", "vision_model.embeddings.patch_embedding.weight"]);
+    let more = both("CLIP_ViT_B_32_text_tower", "CLIP_ViT_B_32_image_tower_224", 50);
+    let small = clip_model([512, 12, 8], [768, 11, 12], 32, 512, "quick_gelu");
+    says(build_clip(more, &small).unwrap_err(), &["unexpected tensor", "vision_model.encoder.layers.11"]);
+}
+
+/// The same model in OpenCLIP's layout: what its names become is what the encoders take, and the shapes tell the config.
+#[test]
+fn open_clips_names_become_those_of_transformers() {
+    let h14 = clip_model([1024, 24, 16], [1280, 32, 16], 14, 1024, "gelu");
+    let mut stored: Vec<(String, Vec<usize>)> = Vec::new();
+    for (name, info) in manifest("ORIG_OpenCLIP_H_text") {
+        stored.push((name, info.shape));
+    }
+    for (name, shape) in [("logit_scale", vec![]), ("attn_mask", vec![77, 77]), ("visual.class_embedding", vec![1280])]
+    {
+        stored.push((name.into(), shape));
+    }
+    for (name, shape) in [
+        ("positional_embedding", vec![257, 1280]),
+        ("proj", vec![1280, 1024]),
+        ("conv1.weight", vec![1280, 3, 14, 14]),
+        ("ln_pre.weight", vec![1280]),
+        ("ln_pre.bias", vec![1280]),
+        ("ln_post.weight", vec![1280]),
+        ("ln_post.bias", vec![1280]),
+    ] {
+        stored.push((format!("visual.{name}"), shape));
+    }
+    for layer in 0..32 {
+        for (name, rows, width) in [
+            ("attn.in_proj_", 3840, 1280),
+            ("attn.out_proj.", 1280, 1280),
+            ("mlp.c_fc.", 5120, 1280),
+            ("mlp.c_proj.", 1280, 5120),
+            ("ln_1.", 1280, 0),
+            ("ln_2.", 1280, 0),
+        ] {
+            let shape = if width > 0 { vec![rows, width] } else { vec![rows] };
+            stored.push((format!("visual.transformer.resblocks.{layer}.{name}weight"), shape));
+            stored.push((format!("visual.transformer.resblocks.{layer}.{name}bias"), vec![rows]));
+        }
+    }
+    stored.retain(|(name, _)| name != "text_projection");
+    stored.push(("text_projection".into(), vec![1024, 1024]));
+    let shapes = stored.into_iter().collect();
+    let tensors = open_clip::tensors(&shapes, "open_clip_model.safetensors").unwrap();
+    let named: Tensors = tensors
+        .into_iter()
+        .map(|(stored, name, change)| {
+            let shape = scumble::weights::file_source::changed_shape(&shapes[&stored], change);
+            (name, TensorInfo { dtype: DType::F32, shape })
+        })
+        .collect();
+    let lengths = named.iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect();
+    let mut found = open_clip::config_of(&lengths, &shapes, "file").unwrap();
+    assert_eq!(found.vision, h14.vision);
+    assert_eq!((found.text.eos_token_id, found.text.head_count), (2, 16));
+    found.text = h14.text.clone();
+    build_clip(named, &found).unwrap();
 }
 
 fn says(error: Error, parts: &[&str]) {

@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "bench",
+            "evaluate",
             "tune",
             "pipelines",
             "models",
@@ -22,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
+    ("evaluate", &["models", "sampling", "text", "weights", "graph", "kernels", "gpu", "tensor", "error"]),
     ("tune", &["graph", "kernels", "gpu", "tensor", "error"]),
     ("bench", &["pipelines", "models", "sampling", "weights", "graph", "kernels", "gpu", "tensor", "error"]),
     ("pipelines", &["models", "sampling", "text", "weights", "graph", "kernels", "gpu", "tensor", "error"]),

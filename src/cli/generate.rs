@@ -11,7 +11,7 @@ use crate::cli::latents::{Dump, read_latents};
 use crate::cli::model_hash::{HashSource, ModelHash};
 use crate::cli::output::{Target, encode_png, with_seed};
 use crate::cli::progress::Reporter;
-use crate::cli::{files, painter, print_line};
+use crate::cli::{about, files, painter, print_line};
 use crate::error::{Error, Result};
 use crate::pipelines::{Request, Summary};
 use crate::tensor::HostTensor;
@@ -45,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let job = Job::new(args)?;
     let mut reporter = Reporter::stderr();
     if args.explain {
-        return print_line(painter::explain(args, &job.pictures[0].request)?.trim_end());
+        return print_line(about::explain(args, &job.pictures[0].request)?.trim_end());
     }
     if args.seed.is_none() {
         reporter.line(&format!("seed: {}", job.pictures[0].request.seed));
@@ -166,6 +166,7 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         seed,
         clip_skip: args.clip_skip.map(|layer| layer - 1).filter(|skipped| *skipped > 0),
         latents,
+        image: args.image.clone(),
         top_k: args.top_k,
         temperature: args.temperature,
         sr_steps: args.sr_steps,

@@ -20,6 +20,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0).
     Relu,
+    /// max(x, 0.2 x), the slope that ESRGAN takes (arXiv:1809.00219; PyTorch's `LeakyReLU(0.2)`).
+    LeakyRelu,
 }
 
 impl Activation {
@@ -32,6 +34,7 @@ impl Activation {
             Activation::QuickGelu => 3,
             Activation::GeluTanh => 4,
             Activation::Relu => 5,
+            Activation::LeakyRelu => 6,
         }
     }
 
@@ -46,6 +49,7 @@ impl Activation {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }
             Activation::Relu => x.max(0.0),
+            Activation::LeakyRelu => x.max(0.2 * x),
         }
     }
 }

@@ -41,6 +41,9 @@ pub enum Resize {
     /// Pillow's `Image.resize` of 8-bit pictures (values 0..255), whose weights have 22 binary places and whose two passes
     /// each round to whole numbers, columns before rows (as Pillow does up to version 12; 13 sometimes takes the rows first).
     Pillow8(Filter),
+    /// PyTorch's `antialias=True` of 8-bit pictures (values 0..255) on a processor: weights of 16 bits, with as many binary places
+    /// as the largest of an axis leaves; columns before rows, each pass rounded to whole numbers.
+    Torch8(Filter),
 }
 
 /// What every place of the output is made of: a run of input places, as long for each, and their weights.
@@ -67,7 +70,7 @@ impl Resampling {
     /// From [height, width] to [height, width].
     pub fn new(method: Resize, from: [u32; 2], to: [u32; 2]) -> Self {
         let [rows, columns] = [0, 1].map(|axis| Table::new(method, from[axis], to[axis]));
-        Self { rows, columns, quantize: matches!(method, Resize::Pillow8(_)) }
+        Self { rows, columns, quantize: matches!(method, Resize::Pillow8(_) | Resize::Torch8(_)) }
     }
 }
 
@@ -90,8 +93,10 @@ impl Table {
                 let unit = f64::from(1u32 << 22);
                 (first, weights.into_iter().map(|weight| (weight * unit).round() / unit).collect())
             }
+            Resize::Torch8(filter) => filtered(filter, |value| value, i, input, output),
         };
-        Self::of(input, (0..output).map(window).collect())
+        let windows = (0..output).map(window).collect();
+        Self::of(input, if matches!(method, Resize::Torch8(_)) { in_16_bits(windows) } else { windows })
     }
 
     /// Windows of different lengths, as runs of one length inside the input.
@@ -119,6 +124,24 @@ impl Table {
         let (begin, end, taps) = (range.start as usize, range.end as usize, self.taps as usize);
         let weights = self.weights[begin * taps..end * taps].to_vec();
         Self { starts: self.starts[begin..end].to_vec(), weights, ..*self }
+    }
+
+    /// The table that makes `count` output places from place `first` on; those that the output does not have are 0: a crop of the
+    /// result, or the result with a border.
+    #[must_use]
+    pub fn window(&self, first: i64, count: u32) -> Self {
+        let mut found = Self { input: self.input, taps: self.taps, starts: Vec::new(), weights: Vec::new() };
+        for i in first..first + i64::from(count) {
+            let inside = u32::try_from(i).ok().filter(|i| *i < self.output());
+            // Starts do not fall.
+            let before = found.starts.last().copied().unwrap_or(0);
+            found.starts.push(inside.map_or(before, |i| self.start(i)));
+            match inside {
+                Some(i) => found.weights.extend_from_slice(self.weights(i)),
+                None => found.weights.extend(std::iter::repeat_n(0.0, self.taps as usize)),
+            }
+        }
+        found
     }
 
     /// The same with the sizes of its weights alone, for bounds of what rounding does.
@@ -165,6 +188,16 @@ impl Table {
     pub fn packed(&self) -> Vec<f32> {
         (0..self.output()).flat_map(|i| std::iter::once(self.start(i) as f32).chain(self.weights(i).to_vec())).collect()
     }
+}
+
+/// Weights with the most binary places, at most 22, with which the largest stays below 2^15 (PyTorch,
+/// `aten/src/ATen/native/cpu/UpSampleKernel.cpp`).
+fn in_16_bits(windows: Vec<Window>) -> Vec<Window> {
+    let largest = windows.iter().flat_map(|(_, weights)| weights).fold(0f64, |most, weight| most.max(*weight));
+    let fits = |places: &i32| (0.5 + largest * f64::from(1u32 << (places + 1))).floor() < f64::from(1u32 << 15);
+    let unit = f64::from(1u32 << (0..22).take_while(fits).count());
+    let rounded = |weights: Vec<f64>| weights.into_iter().map(|weight| (weight * unit).round() / unit).collect();
+    windows.into_iter().map(|(first, weights)| (first, rounded(weights))).collect()
 }
 
 /// f64 rounded to f32, applied after each step, is arithmetic in f32: what PyTorch does for f32 tensors. Where a place is
@@ -268,7 +301,7 @@ fn filtered(filter: Filter, round: fn(f64) -> f64, i: u32, input: u32, output: u
 mod tests {
     use super::*;
 
-    const ALL: [Resize; 13] = [
+    const ALL: [Resize; 14] = [
         Resize::Nearest,
         Resize::NearestExact,
         Resize::Area,
@@ -282,6 +315,7 @@ mod tests {
         Resize::Pillow(Filter::Bicubic),
         Resize::Pillow(Filter::Lanczos),
         Resize::Pillow8(Filter::Lanczos),
+        Resize::Torch8(Filter::Bicubic),
     ];
 
     #[test]
@@ -296,7 +330,9 @@ mod tests {
                     assert!(table.start(i) + table.taps() <= input, "{method:?} {input} {output}");
                     assert!(i == 0 || table.start(i - 1) <= table.start(i), "{method:?} {input} {output}");
                     let sum: f32 = table.weights(i).iter().sum();
-                    assert!((sum - 1.0).abs() <= 1e-5, "{method:?} {input} {output}: {sum}");
+                    // Each weight of 16 bits is off by half of its last place.
+                    let most = if matches!(method, Resize::Torch8(_)) { table.taps() as f32 / 32768.0 } else { 1e-5 };
+                    assert!((sum - 1.0).abs() <= most, "{method:?} {input} {output}: {sum}");
                 }
                 assert_eq!(table.packed().len() as u32, output * (1 + table.taps()));
             }
@@ -317,5 +353,20 @@ mod tests {
         let part = whole.crop(3..8);
         assert_eq!((part.input(), part.output()), (31, 5));
         assert!((0..5).all(|i| part.start(i) == whole.start(i + 3) && part.weights(i) == whole.weights(i + 3)));
+    }
+
+    #[test]
+    fn a_window_may_reach_beyond() {
+        let whole = Table::new(Resize::Torch8(Filter::Bicubic), 31, 12);
+        assert_eq!(whole.window(3, 5), whole.crop(3..8));
+        let wide = whole.window(-2, 17);
+        assert_eq!((wide.input(), wide.output()), (31, 17));
+        assert!((0..12).all(|i| wide.start(i + 2) == whole.start(i) && wide.weights(i + 2) == whole.weights(i)));
+        for i in [0, 1, 14, 15, 16] {
+            assert!(wide.weights(i).iter().all(|weight| *weight == 0.0));
+            assert!(i == 0 || wide.start(i - 1) <= wide.start(i));
+        }
+        assert!(Table::new(Resize::Nearest, 4, 4).window(0, 4).is_identity());
+        assert!(!Table::new(Resize::Nearest, 4, 4).window(-1, 4).is_identity());
     }
 }

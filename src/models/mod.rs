@@ -6,6 +6,8 @@ pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
+    pub mod movq;
+    pub mod rrdb;
     pub mod vae;
     pub mod vqgan;
 }
@@ -22,6 +24,7 @@ pub mod generator {
 }
 mod linears;
 pub mod nn;
+mod norms;
 mod resnet;
 /// From tokens to vectors.
 pub mod text {
@@ -30,4 +33,9 @@ pub mod text {
     pub mod t5;
 }
 mod tokens;
+/// From pictures to vectors.
+pub mod vision {
+    pub mod clip_image;
+    pub mod inception;
+}
 mod wide;

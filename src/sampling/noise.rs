@@ -52,6 +52,15 @@ impl TorchGenerator {
         (0..n).map(|_| (-(-self.double_uniform()).ln_1p()) as f32).collect()
     }
 
+    /// `torch.randperm(n)`: the numbers below `n`, shuffled with a word for each but the last.
+    pub fn permutation(&mut self, n: u32) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..n).collect();
+        for i in 0..n.saturating_sub(1) {
+            order.swap(i as usize, (i + self.word() % (n - i)) as usize);
+        }
+        order
+    }
+
     fn uniform(&mut self) -> f32 {
         (self.word() & 0x00FF_FFFF) as f32 * (1.0 / 16_777_216.0)
     }

@@ -163,6 +163,13 @@ impl ClipTokenizer {
     }
 }
 
+/// The place of the token whose vector stands for a text in a CLIP: the first end token, or, with the `eos_token_id` 2 of old
+/// configs, the first of the largest id (transformers `CLIPTextModel.forward`); 0 where there is none.
+pub fn pooled_place(ids: &[u32], eos: u32) -> usize {
+    let pooled = if eos == 2 { ids.iter().max().copied() } else { Some(eos) };
+    ids.iter().position(|id| Some(*id) == pooled).unwrap_or(0)
+}
+
 fn normalizer() -> tokenizers::Result<NormalizerWrapper> {
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
     let steps = vec![NFC.into(), spaces.into(), Lowercase.into()];

@@ -13,6 +13,6 @@ mod tests;
 pub mod tokenizer_files;
 
 pub use bart_tokenizer::{BartFiles, BartTokenizer, BartTokens, TextRule};
-pub use clip_tokenizer::{ClipTokenizer, Encoded};
+pub use clip_tokenizer::{ClipTokenizer, Encoded, pooled_place};
 pub use t5_tokenizer::{T5Files, T5Tokenizer, T5Tokens};
 pub use tokenizer_files::{SideFiles, TokenizerFiles, clip_folder};

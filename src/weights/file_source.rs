@@ -61,7 +61,7 @@ fn check_change(shape: &[usize], change: Change) -> std::result::Result<(), Stri
 }
 
 /// The shape that `change` makes of `shape`, if it fits.
-pub(super) fn changed_shape(shape: &[usize], change: Change) -> Vec<usize> {
+pub fn changed_shape(shape: &[usize], change: Change) -> Vec<usize> {
     let mut shape = shape.to_vec();
     match change {
         Change::Keep => {}

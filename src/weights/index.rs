@@ -144,30 +144,11 @@ impl Index<'_> {
 
     /// The files of a CLIP tokenizer.
     pub fn tokenizer(&self, part: &str) -> Result<TokenizerFiles> {
-        const WANTED: [&str; 6] = [
-            "tokenizer.json",
-            "vocab.json",
-            "merges.txt",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "added_tokens.json",
-        ];
         if self.seed.is_some() {
             return Ok(TokenizerFiles::Clip { pad_token: "<|endoftext|>" });
         }
         self.check_part(part, &["CLIPTokenizer", "CLIPTokenizerFast"])?;
-        let names = self.files.list(part);
-        let has = |name: &str| names.iter().any(|n| n == name);
-        let complete = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
-        if !complete {
-            let error = Error::new("missing tokenizer").at(self.files.place(part)).found(listing(&names));
-            return Err(error.expected("tokenizer.json, or vocab.json and merges.txt"));
-        }
-        let mut files = BTreeMap::new();
-        for name in WANTED.into_iter().filter(|name| has(name)) {
-            files.insert(name.to_string(), self.files.read(&format!("{part}/{name}"))?);
-        }
-        Ok(TokenizerFiles::Folder { place: self.files.place(part), files })
+        tokenizer_files(self.files, part)
     }
 
     /// The config of the scheduler in the folder `part`, under the class that the index names.
@@ -181,4 +162,29 @@ impl Index<'_> {
         };
         Ok(config)
     }
+}
+
+/// The files of a CLIP tokenizer in `folder`.
+pub(super) fn tokenizer_files(files: &Files, folder: &str) -> Result<TokenizerFiles> {
+    const WANTED: [&str; 6] = [
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ];
+    let names = files.list(folder);
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let complete = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+    if !complete {
+        let error = Error::new("missing tokenizer").at(files.place(folder)).found(listing(&names));
+        return Err(error.expected("tokenizer.json, or vocab.json and merges.txt"));
+    }
+    let path = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+    let mut found = BTreeMap::new();
+    for name in WANTED.into_iter().filter(|name| has(name)) {
+        found.insert(name.to_string(), files.read(&path(name))?);
+    }
+    Ok(TokenizerFiles::Folder { place: files.place(folder), files: found })
 }

@@ -6,6 +6,7 @@
 
 mod bytes;
 pub mod checkpoint;
+pub mod clip;
 pub mod convert;
 pub mod cursor;
 pub mod dalle;
@@ -17,15 +18,20 @@ pub mod embedded;
 pub mod embedded_dalle;
 #[cfg(feature = "embedded-model")]
 pub mod embedded_imagen;
+pub mod esrgan;
 pub mod file_source;
 mod files;
 pub mod flax;
 pub mod imagen;
+pub mod inception;
 mod index;
+pub mod kandinsky;
 pub mod karlo;
 pub mod keys;
 pub mod kind;
+pub mod latent_upscaler;
 mod msgpack;
+pub mod open_clip;
 pub mod original_config;
 pub mod original_keys;
 pub mod pack;

@@ -45,12 +45,15 @@ pub fn pack(spec: &WeightSpec, source: Option<&dyn Source>, sink: &mut dyn FnMut
             let padded = channels.next_multiple_of(4);
             let step = (PIECE_BYTES / (padded * dtype.bytes())).max(1);
             let mut reader = Rows { source, keys: &spec.keys, buffer: Vec::new() };
+            // A vector is one row of a table, and its elements are what a source calls rows.
+            let vector = source.info(&spec.keys[0]).is_some_and(|info| info.shape.len() == 1);
+            let unit = if vector { channels } else { 1 };
             let end = (*first + *count) as usize;
             let mut row = *first as usize;
             while row < end {
                 let next = (row + step).min(end);
                 let mut values = vec![0f32; (next - row) * padded];
-                let read = reader.read(0, row..next)?;
+                let read = reader.read(0, row * unit..next * unit)?;
                 for (to, from) in values.chunks_exact_mut(padded).zip(read.chunks_exact(channels)) {
                     to[..channels].copy_from_slice(from);
                 }
@@ -123,7 +126,7 @@ struct Matrix<'a> {
 struct Panel<'a> {
     reader: Rows<'a>,
     matrix: &'a Matrix<'a>,
-    /// Values of a source row.
+    /// Values of a source row, of which a matrix may take some columns only.
     row: usize,
     /// The rows of a panel that consists of several runs.
     gathered: Vec<f32>,
@@ -139,7 +142,7 @@ impl<'a> Panel<'a> {
         Self {
             reader: Rows { source, keys, buffer: Vec::new() },
             matrix,
-            row: matrix.columns.iter().flatten().count() * matrix.taps,
+            row: keys.first().and_then(|key| source.info(key)).map_or(1, |info| info.matrix()[1]),
             gathered: Vec::new(),
             tile: vec![0.0; matrix.taps * BLOCK * PANEL],
         }
@@ -159,6 +162,12 @@ impl<'a> Panel<'a> {
             }
             &self.gathered
         };
+        assert_eq!(
+            values.len(),
+            PANEL * self.row,
+            "{:?}: tensors of one matrix have rows of one length",
+            self.reader.keys
+        );
         let Matrix { columns, taps, dtype, .. } = *self.matrix;
         let bytes = PANEL * dtype.bytes();
         for (block, columns) in columns.chunks(BLOCK).enumerate() {
@@ -292,6 +301,11 @@ mod tests {
             let columns: Vec<Option<u32>> =
                 (20..48).map(Some).chain([None; 3]).chain((0..20).map(Some)).chain([None]).collect();
             check_matrix(shapes, &rows, &columns);
+            // A matrix that is cut by its columns: some of the source's, in whole blocks and not.
+            for part in [0..32, 16..48, 5..41] {
+                let columns: Vec<Option<u32>> = part.map(Some).collect();
+                check_matrix(shapes, &rows, &columns);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-"""Writes tests/goldens/resample.safetensors: pictures resized by PyTorch (f32) and Pillow (mode F, and 8-bit).
+"""Writes tests/goldens/resample.safetensors: pictures resized by PyTorch (f32, and 8-bit) and Pillow (mode F, and 8-bit).
 
 usage: python tools/goldens/resample.py
 
@@ -50,10 +50,19 @@ def pillow_cases(source, target):
         put(bytes_[None].float(), torch.from_numpy(y.copy())[None].float(), library="pillow 8-bit", mode=name)
 
 
+def torch_8_bit_cases(source, target):
+    x = (torch.rand(2, 3, *source, generator=generator_for(f"torch 8-bit{source}", 2)) * 255).round().to(torch.uint8)
+    for mode in ["bilinear", "bicubic", "lanczos"]:
+        y = F.interpolate(x, size=target, mode=mode, align_corners=False, antialias=True)
+        put(x.permute(0, 2, 3, 1).float(), y.permute(0, 2, 3, 1).float(), library="torch 8-bit", mode=mode)
+
+
 if __name__ == "__main__":
     for source, target in SIZES:
         torch_cases(source, target)
         pillow_cases(source, target)
+    for source, target in SIZES:
+        torch_8_bit_cases(source, target)
     path = REPOSITORY / "tests" / "goldens" / "resample.safetensors"
     save_file(tensors, path, metadata={"cases": json.dumps(cases)})
     print(f"{len(cases)} pictures, {path.stat().st_size / 1024:.0f} KiB")

@@ -84,7 +84,7 @@ impl Kernel for Pointwise {
             let curve = match activation {
                 Activation::None => 0.0,
                 Activation::Gelu => 2e-7 * sum + 8.0 * EPS * values[i].abs(),
-                Activation::Relu => EPS * values[i].abs(),
+                Activation::Relu | Activation::LeakyRelu => 2.0 * EPS * values[i].abs(),
                 // The cubic in the exponent errs by a few eps of itself, which at most 80 matter of.
                 Activation::GeluTanh => (8.0 + 24.0 * sum.min(6.0).powi(3)) * EPS * values[i].abs() + 1e-33,
                 Activation::Silu | Activation::QuickGelu => (8.0 + 8.0 * sum) * EPS * values[i].abs() + 1e-37,
@@ -213,6 +213,8 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("GELU by tanh", pointwise(one(Activation::GeluTanh), 19, 37)),
         ("GELU by tanh far out", Pointwise { spread: 200.0, ..pointwise(one(Activation::GeluTanh), 33, 6) }),
         ("ReLU", pointwise(Elementwise { activation: Activation::Relu, ..plain }, 7, 130)),
+        ("leaky ReLU", pointwise(Elementwise { activation: Activation::LeakyRelu, ..plain }, 9, 131)),
+        ("residual of ESRGAN", pointwise(Elementwise { scale_a: 0.2, ..plain }, 35, 64)),
         ("SiLU far out", Pointwise { spread: 200.0, ..pointwise(one(Activation::Silu), 33, 6) }),
         ("stored as another type", Pointwise { types: [other, dtype, other], ..pointwise(plain, 31, 18) }),
         ("one number", pointwise(plain, 1, 1)),

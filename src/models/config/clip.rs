@@ -5,13 +5,24 @@ use serde_json::{Value, json};
 use super::fields::Fields;
 use crate::error::{Error, Result};
 
-/// The activation of a text encoder's MLP.
+/// The activation of an encoder's MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(1.702 x)`.
     QuickGelu,
     /// `x * Phi(x)`, by erf.
     Gelu,
+}
+
+impl Activation {
+    /// The field `hidden_act`.
+    pub(super) fn read(fields: &Fields<'_>) -> Result<Self> {
+        match fields.word("hidden_act", "quick_gelu")? {
+            "quick_gelu" => Ok(Self::QuickGelu),
+            "gelu" => Ok(Self::Gelu),
+            _ => Err(fields.unsupported("hidden_act", "\"quick_gelu\" or \"gelu\"")),
+        }
+    }
 }
 
 /// A CLIP or OpenCLIP text encoder.
@@ -55,11 +66,7 @@ impl ClipConfig {
             None => outer,
         };
         fields.neutral("model_type", &["clip_text_model", "clip"].map(|word| json!(word)))?;
-        let activation = match fields.word("hidden_act", "quick_gelu")? {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            _ => return Err(fields.unsupported("hidden_act", "\"quick_gelu\" or \"gelu\"")),
-        };
+        let activation = Activation::read(&fields)?;
         let token = |name: &str, default: u32| match fields.get(name) {
             None if fields.is_null(name) => Ok(None),
             None => Ok(Some(default)),

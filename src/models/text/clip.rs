@@ -4,7 +4,7 @@ use crate::graph::{Graph, Value};
 use crate::kernels::elementwise;
 use crate::models::config::{self, ClipConfig};
 use crate::models::embedding::embedding;
-use crate::models::nn::{self, Heads, Linear};
+use crate::models::nn::{self, Heads, Linear, Projections};
 use crate::weights::Weights;
 
 /// What a text encoder gives.
@@ -39,9 +39,16 @@ pub fn clip(
     let mut x = embeddings(g, &w_text.at("embeddings"), config, ids);
     g.tap(w_text.at("embeddings").path(), x);
     let mut states = vec![x];
+    let shape = EncoderLayer {
+        heads: Heads { count: config.head_count as u32, width: (config.hidden_size / config.head_count) as u32 },
+        inner: config.intermediate_size as u32,
+        activation: config.activation,
+        eps,
+        causal: true,
+    };
     for layer in 0..config.num_layers {
         let w = w_text.at("encoder.layers").at(layer);
-        x = encoder_layer(g, &w, config, x);
+        x = encoder_layer(g, &w, shape, x);
         g.tap(w.path(), x);
         states.push(x);
     }
@@ -76,22 +83,31 @@ fn embeddings(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, ids: Value) -
     embedding(g, w.path(), table, places, channels, ids)
 }
 
-fn activation(config: &ClipConfig) -> elementwise::Activation {
-    match config.activation {
-        config::Activation::QuickGelu => elementwise::Activation::QuickGelu,
-        config::Activation::Gelu => elementwise::Activation::Gelu,
-    }
+/// A layer of either of CLIP's encoders.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::models) struct EncoderLayer {
+    /// Attention heads, all of which are as wide as the vectors.
+    pub heads: Heads,
+    /// Width inside the MLP.
+    pub inner: u32,
+    pub activation: config::Activation,
+    /// Epsilon of the norms.
+    pub eps: f32,
+    /// Whether a token sees only those before it.
+    pub causal: bool,
 }
 
 /// x [B, T, C] -> [B, T, C] (transformers `CLIPEncoderLayer`).
-fn encoder_layer(g: &mut Graph, w: &Weights<'_>, config: &ClipConfig, x: Value) -> Value {
-    let channels = config.hidden_size as u32;
-    let heads = Heads { count: config.head_count as u32, width: channels / config.head_count as u32 };
-    let eps = config.layer_norm_eps as f32;
+pub(in crate::models) fn encoder_layer(g: &mut Graph, w: &Weights<'_>, layer: EncoderLayer, x: Value) -> Value {
+    let EncoderLayer { heads, eps, .. } = layer;
+    let names = Projections { causal: layer.causal, ..nn::CLIP };
     let h = nn::layer_norm(g, &w.at("layer_norm1"), x, eps);
-    let x = nn::attention(g, &w.at("self_attn"), &nn::CLIP, h, None, heads, x);
+    let x = nn::attention(g, &w.at("self_attn"), &names, h, None, heads, x);
     let h = nn::layer_norm(g, &w.at("layer_norm2"), x, eps);
-    let wide = Linear { activation: activation(config), ..Linear::new(config.intermediate_size as u32) };
-    let h = nn::linear(g, &w.at("mlp.fc1"), h, wide);
-    nn::linear(g, &w.at("mlp.fc2"), h, Linear { residual: Some(x), ..Linear::new(channels) })
+    let activation = match layer.activation {
+        config::Activation::QuickGelu => elementwise::Activation::QuickGelu,
+        config::Activation::Gelu => elementwise::Activation::Gelu,
+    };
+    let h = nn::linear(g, &w.at("mlp.fc1"), h, Linear { activation, ..Linear::new(layer.inner) });
+    nn::linear(g, &w.at("mlp.fc2"), h, Linear { residual: Some(x), ..Linear::new(heads.count * heads.width) })
 }
