@@ -428,6 +428,10 @@ impl Drawing for KarloDrawing {
         }
     }
 
+    fn size(&self) -> Option<[u32; 2]> {
+        Some(self.settings.super_resolution.size)
+    }
+
     fn image(&self) -> Result<HostTensor> {
         let error = || Error::new("no picture yet").at("Drawing::image");
         self.picture.clone().ok_or_else(error)
