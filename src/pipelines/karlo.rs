@@ -114,13 +114,15 @@ enum Stage {
 }
 
 impl Stage {
-    /// What loading it and running it are called.
-    fn words(self) -> [&'static str; 2] {
+    /// What loading it and running it are called, and what it is.
+    fn words(self) -> [&'static str; 3] {
         match self {
-            Self::Prior => ["loading the prior", "making the picture's embedding"],
-            Self::Decoder => ["loading the decoder", "denoising"],
-            Self::First => ["loading the denoiser that enlarges", "enlarging"],
-            Self::Last => ["loading the denoiser of the last step", "enlarging, last step"],
+            Self::Prior => ["loading the prior", "making the picture's embedding", "prior"],
+            Self::Decoder => ["loading the decoder", "denoising", "decoder"],
+            Self::First => ["loading the denoiser that enlarges", "enlarging", "denoiser that enlarges"],
+            Self::Last => {
+                ["loading the denoiser of the last step", "enlarging, last step", "denoiser of the last step"]
+            }
         }
     }
 
@@ -253,7 +255,7 @@ impl KarloDrawing {
             Loaded::Picture(denoiser) => denoiser.bytes(),
             Loaded::Nothing => 0,
         };
-        self.events.push_back(Event::Note(format!("{}: {} MiB on the adapter", stage.words()[0], bytes >> 20)));
+        self.events.push_back(Event::Note(format!("{}: {} MiB on the adapter", stage.words()[2], bytes >> 20)));
         Ok(())
     }
 
@@ -424,6 +426,10 @@ impl Drawing for KarloDrawing {
                 ("SR steps", steps(&super_resolution.program).to_string()),
             ],
         }
+    }
+
+    fn size(&self) -> Option<[u32; 2]> {
+        Some(self.settings.super_resolution.size)
     }
 
     fn image(&self) -> Result<HostTensor> {

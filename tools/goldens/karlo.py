@@ -187,7 +187,8 @@ def priors():
             embedding=torch.randn(batch, model.config.embedding_proj_dim or width, generator=g), mask=torch.ones(batch, tokens),
         )
         given["mask"][0, 2:] = 0
-        given["mask"][1, : tokens - 3] = 0
+        # The first token is always seen: one that sees none but hidden ones is never read.
+        given["mask"][1, 1 : tokens - 3] = 0
         found = {}
         handles = [block.register_forward_hook(lambda _, __, out, key=f"prior.transformer_blocks.{i}": found.update({key: out})) for i, block in enumerate(model.transformer_blocks)]
         first = model.norm_in or model.transformer_blocks[0]
