@@ -52,5 +52,6 @@ goldens:
 	$(PYTHON) tools/goldens/dalle.py
 	$(PYTHON) tools/goldens/unets.py
 	$(PYTHON) tools/goldens/imagen.py
+	$(PYTHON) tools/goldens/upscale.py
 	$(PYTHON) tools/goldens/t5.py
 	$(PYTHON) tools/goldens/resample.py
