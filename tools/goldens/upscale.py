@@ -118,7 +118,9 @@ def draw(pipe, case, image):
     pipe.set_progress_bar_config(disable=True)
     own = pipe.scheduler
     if "sampler" in case:
-        pipe.scheduler = SAMPLERS[case["sampler"]].from_config(own.config)
+        # As the file has it: a config in memory would drop what its class had left to defaults.
+        written = type(own).load_config(FOLDER / case["model"] / "scheduler")
+        pipe.scheduler = SAMPLERS[case["sampler"]].from_config(written)
     made = pipe(
         prompt=case["prompt"], negative_prompt=case["negative_prompt"], image=image, num_inference_steps=case["steps"], guidance_scale=case["guidance"],
         noise_level=case["level"], generator=torch.Generator().manual_seed(case["seed"]), output_type="latent",
