@@ -55,3 +55,4 @@ goldens:
 	$(PYTHON) tools/goldens/t5.py
 	$(PYTHON) tools/goldens/resample.py
 	$(PYTHON) tools/goldens/evaluate.py
+	$(PYTHON) tools/goldens/clip.py

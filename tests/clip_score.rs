@@ -54,7 +54,8 @@ fn compare(model: &str, clip: &Path, prompts: &Path, resize: &str, more: &[&str]
     let mut words = vec![pictures, prompts, "--clip", clip, "--json", "--each", "--resize", resize];
     words.extend(more);
     let found = measured(&words);
-    let cosines: Vec<f64> = found["each"].as_array().unwrap().iter().map(|pair| pair["cosine"].as_f64().unwrap()).collect();
+    let cosines: Vec<f64> =
+        found["each"].as_array().unwrap().iter().map(|pair| pair["cosine"].as_f64().unwrap()).collect();
     let wanted = numbers(&want["cosines"]);
     assert_eq!(cosines.len(), wanted.len());
     for (index, (got, want)) in cosines.iter().zip(&wanted).enumerate() {
@@ -81,7 +82,9 @@ fn scores_agree_with_torchmetrics_formula() {
     for model in ["transformers", "older"] {
         let (clip, file) = (folder("score").join(model), prompts(model, place.path()));
         let found = compare(model, &clip, &file, "torchvision", &[], SINGLE);
-        assert_eq!((found["pictures"].as_u64(), found["cut_prompts"].as_u64()), (Some(7), Some(1)), "{found}");
+        // The older one has room for 18 tokens, and a vocabulary without merges.
+        assert_eq!(found["pictures"].as_u64(), Some(7));
+        assert!(found["cut_prompts"].as_u64() >= Some(1), "{found}");
         compare(model, &clip, &file, "pillow", &["--batch", "3"], SINGLE);
         compare(model, &clip, &file, "torchvision", &["--precision", "f16", "--batch", "1"], HALF);
     }
@@ -100,10 +103,18 @@ fn renamed(place: &Path) -> (PathBuf, PathBuf) {
         };
         let block = rest.strip_prefix("encoder.layers.").map(|rest| {
             let names = [
-                ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
-                ("self_attn.", "attn."), ("q_proj.", "in_proj_"), ("k_proj.", "in_proj_"), ("v_proj.", "in_proj_"),
+                ("layer_norm1", "ln_1"),
+                ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"),
+                ("mlp.fc2", "mlp.c_proj"),
+                ("self_attn.", "attn."),
+                ("q_proj.", "in_proj_"),
+                ("k_proj.", "in_proj_"),
+                ("v_proj.", "in_proj_"),
             ];
-            names.iter().fold(format!("{visual}transformer.resblocks.{rest}"), |name, (from, to)| name.replace(from, to))
+            names
+                .iter()
+                .fold(format!("{visual}transformer.resblocks.{rest}"), |name, (from, to)| name.replace(from, to))
         });
         let name = block.unwrap_or_else(|| match (visual, rest.as_str()) {
             ("", "embeddings.token_embedding.weight") => "token_embedding.weight".to_owned(),
@@ -113,14 +124,14 @@ fn renamed(place: &Path) -> (PathBuf, PathBuf) {
             ("", "text_projection.weight") => "text_projection".to_owned(),
             ("", "visual_projection.weight") => "visual.proj".to_owned(),
             (_, rest) => {
-                let names = [("final_layer_norm", "ln_final"), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")];
+                let names =
+                    [("final_layer_norm", "ln_final"), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")];
                 visual.to_owned() + &names.iter().fold(rest.to_owned(), |name, (from, to)| name.replace(from, to))
             }
         });
         let turned = ["text_projection", "visual.proj"].contains(&name.as_str());
         let part = ["q_proj", "k_proj", "v_proj"].iter().position(|part| key.contains(part));
         if let Some(part) = part {
-            // Query, key and value come in the order of their names' letters: k, q, v.
             let mut whole = shape.clone();
             whole[0] *= 3;
             let entry = out.entry(name).or_insert_with(|| (whole, vec![0; 3 * data.len()]));
@@ -154,7 +165,7 @@ fn open_clips_layout_gives_the_same_encoders() {
     let (folder_, file) = renamed(place.path());
     let fault = ClipCheckpoint::open(&file).map(|_| ()).unwrap_err().to_string();
     // Widths like these belong to no published model.
-    assert!(fault.contains("num_attention_heads") || fault.contains("config"), "{fault}");
+    assert!(fault.contains("attention heads") && fault.contains("open_clip_config.json"), "{fault}");
     let model = ClipCheckpoint::open(&folder("score/transformers")).unwrap();
     let (text, vision) = (&model.config.text, &model.config.vision);
     let config = json!({
@@ -167,7 +178,8 @@ fn open_clips_layout_gives_the_same_encoders() {
     let found = ClipCheckpoint::open(&folder_).unwrap();
     let mut wanted = model.config.clone();
     wanted.text.eos_token_id = 2;
-    (wanted.text.bos_token_id, wanted.text.pad_token_id) = (found.config.text.bos_token_id, found.config.text.pad_token_id);
+    (wanted.text.bos_token_id, wanted.text.pad_token_id) =
+        (found.config.text.bos_token_id, found.config.text.pad_token_id);
     assert_eq!(found.config, wanted);
     assert_eq!((found.preparation.factors[0], found.preparation.shifts[2]), ((4.0 / 255.0) as f32, -2.0));
     assert_eq!(found.weights.names(), model.weights.names());
@@ -233,7 +245,7 @@ fn options_and_faults() {
         (vec![pictures, one, "--prompt", "x", "--clip", clip], 2, ["--prompt", "cannot be used"]),
         (vec![pictures, "--clip", clip], 2, ["PROMPTS", "required"]),
         (vec![pictures, "-", "--clip", clip], 1, ["0.png", "parameters"]),
-        (vec![pictures, "--prompt", "x", "--clip", one], 1, ["one.txt", "safetensors"]),
+        (vec![pictures, "--prompt", "x", "--clip", one], 1, ["one.txt", "expected"]),
         (vec![pictures, "--prompt", "x", "--clip", pictures], 1, ["not a CLIP", "config.json"]),
         (vec![place.path().to_str().unwrap(), "--prompt", "x", "--clip", clip], 1, ["no pictures", ".png"]),
     ] {
@@ -243,10 +255,15 @@ fn options_and_faults() {
     }
     let (code, out, error) = evaluate(&[pictures, "-p", "red apple", "--clip", clip, "--each", "--retrieval"]);
     assert_eq!(code, Some(0), "{error}");
-    let parts = ["CLIP score (transformers", "7 pictures", "0.png\tred apple", "Comparable only", "2.5 times", "100.00 %"];
+    let parts =
+        ["CLIP score (transformers", "7 pictures", "0.png\tred apple", "Comparable only", "2.5 times", "100.00 %"];
     assert!(parts.iter().all(|part| out.contains(part)), "{out}");
     let file = format!("{pictures}/2.png");
     let single = measured(&[&file, "-p", "red apple", "--clip", clip, "--json"]);
-    assert_eq!((single["pictures"].as_u64(), single["cosine"]["standard_error"].is_null()), (Some(1), true), "{single}");
+    assert_eq!(
+        (single["pictures"].as_u64(), single["cosine"]["standard_error"].is_null()),
+        (Some(1), true),
+        "{single}"
+    );
     assert!(single.get("each").is_none() && single.get("retrieval").is_none());
 }

@@ -307,19 +307,29 @@ fn open_clips_names_become_those_of_transformers() {
     for (name, info) in manifest("ORIG_OpenCLIP_H_text") {
         stored.push((name, info.shape));
     }
-    for (name, shape) in [("logit_scale", vec![]), ("attn_mask", vec![77, 77]), ("visual.class_embedding", vec![1280])] {
+    for (name, shape) in [("logit_scale", vec![]), ("attn_mask", vec![77, 77]), ("visual.class_embedding", vec![1280])]
+    {
         stored.push((name.into(), shape));
     }
     for (name, shape) in [
-        ("positional_embedding", vec![257, 1280]), ("proj", vec![1280, 1024]), ("conv1.weight", vec![1280, 3, 14, 14]),
-        ("ln_pre.weight", vec![1280]), ("ln_pre.bias", vec![1280]), ("ln_post.weight", vec![1280]), ("ln_post.bias", vec![1280]),
+        ("positional_embedding", vec![257, 1280]),
+        ("proj", vec![1280, 1024]),
+        ("conv1.weight", vec![1280, 3, 14, 14]),
+        ("ln_pre.weight", vec![1280]),
+        ("ln_pre.bias", vec![1280]),
+        ("ln_post.weight", vec![1280]),
+        ("ln_post.bias", vec![1280]),
     ] {
         stored.push((format!("visual.{name}"), shape));
     }
     for layer in 0..32 {
         for (name, rows, width) in [
-            ("attn.in_proj_", 3840, 1280), ("attn.out_proj.", 1280, 1280), ("mlp.c_fc.", 5120, 1280), ("mlp.c_proj.", 1280, 5120),
-            ("ln_1.", 1280, 0), ("ln_2.", 1280, 0),
+            ("attn.in_proj_", 3840, 1280),
+            ("attn.out_proj.", 1280, 1280),
+            ("mlp.c_fc.", 5120, 1280),
+            ("mlp.c_proj.", 1280, 5120),
+            ("ln_1.", 1280, 0),
+            ("ln_2.", 1280, 0),
         ] {
             let shape = if width > 0 { vec![rows, width] } else { vec![rows] };
             stored.push((format!("visual.transformer.resblocks.{layer}.{name}weight"), shape));
@@ -338,7 +348,7 @@ fn open_clips_names_become_those_of_transformers() {
         })
         .collect();
     let lengths = named.iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect();
-    let mut found = open_clip::config_of(&lengths, &shapes, "file").unwrap();
+    let mut found = open_clip::config_of(&lengths, &shapes, &Value::Null, "file").unwrap();
     assert_eq!(found.vision, h14.vision);
     assert_eq!((found.text.eos_token_id, found.text.head_count), (2, 16));
     found.text = h14.text.clone();

@@ -80,7 +80,8 @@ pub fn retrieved(pictures: &Vectors, texts: &Vectors, own: &[usize]) -> f64 {
         let best = cosine(picture, texts.row(*own));
         usize::from((0..texts.count()).all(|text| text == *own || cosine(picture, texts.row(text)) <= best))
     };
-    own.par_iter().enumerate().map(|(picture, own)| right((picture, own))).sum::<usize>() as f64 / own.len().max(1) as f64
+    own.par_iter().enumerate().map(|(picture, own)| right((picture, own))).sum::<usize>() as f64
+        / own.len().max(1) as f64
 }
 
 #[cfg(test)]

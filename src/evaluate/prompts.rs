@@ -60,7 +60,8 @@ fn read_text(path: &Path) -> Result<String> {
         return Err(error.expected(format!("at most {LARGEST} bytes")).found(length));
     }
     let bytes = std::fs::read(path).map_err(|e| fault(&e))?;
-    let text = String::from_utf8(bytes).map_err(|e| Error::new("prompts").at(path.display()).expected("UTF-8").found(e))?;
+    let text =
+        String::from_utf8(bytes).map_err(|e| Error::new("prompts").at(path.display()).expected("UTF-8").found(e))?;
     // Editors on Windows put a mark in front.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
@@ -96,7 +97,9 @@ fn count(path: &Path, pictures: usize, texts: usize) -> Error {
         .at(path.display())
         .expected(format!("as many prompts as pictures, which are {pictures}"))
         .found(format!("{texts} prompts"))
-        .hint("one prompt a line in the order of the pictures' names, a file with names and prompts, or --prompt for all")
+        .hint(
+            "one prompt a line in the order of the pictures' names, a file with names and prompts, or --prompt for all",
+        )
 }
 
 fn parse(text: &str, path: &Path) -> Result<Value> {
@@ -196,7 +199,8 @@ fn match_names(path: &Path, named: Vec<(String, String)>, pictures: &[PathBuf]) 
     let mut used = 0;
     let mut found = Vec::with_capacity(pictures.len());
     for picture in pictures {
-        let [name, stem] = [picture.file_name(), picture.file_stem()].map(|name| name.unwrap_or_default().to_string_lossy());
+        let [name, stem] =
+            [picture.file_name(), picture.file_stem()].map(|name| name.unwrap_or_default().to_string_lossy());
         match texts.get(name.as_ref()).or_else(|| texts.get(stem.as_ref())) {
             Some(text) => found.push(text.clone()),
             None => {

@@ -19,13 +19,23 @@ fn every_form_gives_the_same() {
         ("p", "\u{feff}red, \"ripe\" apple\r\ntwo\tcats\r\nÉmile 😀"),
         ("p.json", r#"{"c": "Émile 😀", "a.png": "red, \"ripe\" apple", "b.b.jpg": "two\tcats"}"#),
         ("p.json", r#"["red, \"ripe\" apple", "two\tcats", "Émile 😀"]"#),
-        ("p.JSON", r#"[{"file_name": "x/c.webp", "text": "Émile 😀"}, {"image": "a", "caption": "red, \"ripe\" apple"},
-            {"file": "b.b", "prompt": "two\tcats"}]"#),
-        ("p.jsonl", "{\"file_name\": \"a.png\", \"text\": \"red, \\\"ripe\\\" apple\"}\n\n{\"file\": \"b.b\", \"prompt\": \"two\\tcats\"}\n{\"name\": \"c\", \"text\": \"Émile 😀\"}"),
+        (
+            "p.JSON",
+            r#"[{"file_name": "x/c.webp", "text": "Émile 😀"}, {"image": "a", "caption": "red, \"ripe\" apple"},
+            {"file": "b.b", "prompt": "two\tcats"}]"#,
+        ),
+        (
+            "p.jsonl",
+            "{\"file_name\": \"a.png\", \"text\": \"red, \\\"ripe\\\" apple\"}\n\n{\"file\": \"b.b\", \"prompt\": \"two\\tcats\"}\n{\"name\": \"c\", \"text\": \"Émile 😀\"}",
+        ),
         ("p.csv", "file_name,prompt\r\na.png,\"red, \"\"ripe\"\" apple\"\r\nc,Émile 😀\nb.b.jpg,two\tcats"),
         ("p.tsv", "c\tÉmile 😀\n\na\t\"red, \"\"ripe\"\" apple\"\nb.b\t\"two\tcats\"\n"),
     ] {
-        assert_eq!(read(name, contents).unwrap_or_else(|e| panic!("{name} {contents}: {e}")), want, "{name} {contents}");
+        assert_eq!(
+            read(name, contents).unwrap_or_else(|e| panic!("{name} {contents}: {e}")),
+            want,
+            "{name} {contents}"
+        );
     }
     assert_eq!(Prompts::One("x".into()).read(&pictures()).unwrap(), ["x"; 3]);
 }
@@ -94,7 +104,8 @@ fn a_png_tells_its_prompt() {
         path
     };
     let text = "日本\nSteps: 1, Seed: 2, Size: 1x1";
-    let found = Prompts::Embedded.read(&[write("a.png", Some("café\nNegative prompt: x"), false), write("b.png", Some(text), true)]);
+    let found = Prompts::Embedded
+        .read(&[write("a.png", Some("café\nNegative prompt: x"), false), write("b.png", Some(text), true)]);
     assert_eq!(found.unwrap(), ["café", "日本"]);
     let fault = Prompts::Embedded.read(&[write("c.png", None, false)]).unwrap_err().to_string();
     assert!(fault.contains("c.png") && fault.contains("parameters") && fault.contains("no such text"), "{fault}");

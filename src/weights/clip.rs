@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Source;
 use super::checkpoint::TokenizerFiles;
 use super::file_source::{Change, FileSource, changed_shape};
 use super::files::{Files, listing};
@@ -10,7 +11,6 @@ use super::index::tokenizer_files;
 use super::open_clip;
 use super::original_keys::Shapes;
 use super::tensor_file::TensorFile;
-use super::Source;
 use crate::error::{Error, Result};
 use crate::models::config::{ClipModelConfig, PicturePreparation};
 
@@ -55,7 +55,9 @@ impl ClipCheckpoint {
             (1280, 32) => "H",
             (1408, 40) => "g",
             (1664, 48) => "bigG",
-            (width, layers) => return format!("ViT of {width} channels, {layers} layers, patches of {}", vision.patch_size),
+            (width, layers) => {
+                return format!("ViT of {width} channels, {layers} layers, patches of {}", vision.patch_size);
+            }
         };
         let side = if vision.image_size == 224 { String::new() } else { format!("-{}", vision.image_size) };
         format!("ViT-{size}/{}{side}", vision.patch_size)
@@ -128,7 +130,10 @@ fn preparation(files: &Files, side: u32) -> Result<PicturePreparation> {
         }
     }
     match has("preprocessor_config.json") {
-        true => PicturePreparation::from_json(&files.json("preprocessor_config.json")?, &files.place("preprocessor_config.json")),
+        true => PicturePreparation::from_json(
+            &files.json("preprocessor_config.json")?,
+            &files.place("preprocessor_config.json"),
+        ),
         false => Ok(PicturePreparation::clip(side)),
     }
 }
@@ -140,19 +145,20 @@ fn file(path: &Path, name: String) -> Result<ClipCheckpoint> {
     let place = file.place().to_owned();
     if !open_clip::is_open_clip(&mut file.names()) {
         let known: Vec<String> = file.names().take(8).map(str::to_owned).collect();
-        let error = Error::new("not a CLIP in one file").at(place).expected("OpenCLIP's or openai/CLIP's names of tensors");
+        let error =
+            Error::new("not a CLIP in one file").at(place).expected("OpenCLIP's or openai/CLIP's names of tensors");
         return Err(error.found(listing(&known)).hint("the directory that holds the file and its config.json"));
     }
-    let stored: Shapes = file.names().map(|key| (key.to_owned(), file.shape(key).unwrap_or_default().to_vec())).collect();
+    let stored: Shapes =
+        file.names().map(|key| (key.to_owned(), file.shape(key).unwrap_or_default().to_vec())).collect();
     let tensors = open_clip::tensors(&stored, &place)?;
     let shapes = tensors.iter().map(|(key, name, change)| (name.clone(), changed_shape(&stored[key], *change)));
-    let mut config = open_clip::config_of(&shapes.collect(), &stored, &place)?;
-    let mut preparation = PicturePreparation::clip(config.vision.image_size as u32);
     let files = Files::Directory(folder.to_path_buf());
     const CONFIG: &str = "open_clip_config.json";
-    if files.list("").iter().any(|name| name == CONFIG) {
-        (config, preparation) = open_clip::corrected(config, &files.json(CONFIG)?, &files.place(CONFIG))?;
-    }
+    let told = files.list("").iter().any(|name| name == CONFIG);
+    let given = if told { files.json(CONFIG)? } else { serde_json::Value::Null };
+    let config = open_clip::config_of(&shapes.collect(), &stored, &given, &place)?;
+    let preparation = open_clip::preparation(&given, config.vision.image_size, &files.place(CONFIG))?;
     let mut source = FileSource::new(place);
     for (key, name, change) in tensors {
         source.add(&name, &file, &key, change)?;

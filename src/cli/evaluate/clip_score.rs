@@ -128,7 +128,8 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
         ResizeArg::Pillow => Resizer::Pillow,
     };
     let batch = (even_batch(most, &[files.len()]), resizer);
-    let found = clip::encode_pictures(&gpu, &checkpoint, precision, batch, &files, &mut |done| set(&mut reporter, done))?;
+    let found =
+        clip::encode_pictures(&gpu, &checkpoint, precision, batch, &files, &mut |done| set(&mut reporter, done))?;
     reporter.end();
     let pairs = own.iter().enumerate().map(|(picture, text)| (found.row(picture), encoded.vectors.row(*text)));
     let cosines: Vec<f64> = pairs.map(|(picture, text)| cosine(picture, text)).collect();
@@ -141,11 +142,14 @@ pub fn run(args: &ClipScoreArgs) -> Result<()> {
 }
 
 fn model(args: &ClipScoreArgs) -> Result<PathBuf> {
-    let named = args.clip.clone().or_else(|| std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from));
+    let named =
+        args.clip.clone().or_else(|| std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from));
     named.ok_or_else(|| {
-        Error::usage("no CLIP").at("--clip").expected("a CLIP's directory or file").found(format!("none, nor {VARIABLE}")).hint(
-            "downloading openai/clip-vit-base-patch32 from Hugging Face, which scumble does not do by itself",
-        )
+        Error::usage("no CLIP")
+            .at("--clip")
+            .expected("a CLIP's directory or file")
+            .found(format!("none, nor {VARIABLE}"))
+            .hint("downloading openai/clip-vit-base-patch32 from Hugging Face, which scumble does not do by itself")
     })
 }
 

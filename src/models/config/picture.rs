@@ -121,7 +121,8 @@ fn edges(fields: &Fields<'_>) -> Result<Edges> {
     let found = match value {
         Value::Array(sides) if sides.len() == 2 => both(side(sides.first()), side(sides.last())),
         Value::Object(sides) => {
-            let known: Vec<&str> = sides.iter().filter(|(_, side)| !side.is_null()).map(|(name, _)| name.as_str()).collect();
+            let known: Vec<&str> =
+                sides.iter().filter(|(_, side)| !side.is_null()).map(|(name, _)| name.as_str()).collect();
             match known.as_slice() {
                 ["shortest_edge"] => side(sides.get("shortest_edge")).map(Edges::Shortest),
                 ["height", "width"] | ["width", "height"] => both(side(sides.get("height")), side(sides.get("width"))),
@@ -184,7 +185,8 @@ mod tests {
     #[test]
     fn defaults_and_older_forms() {
         assert_eq!(read(json!({})).unwrap(), PicturePreparation::clip(224));
-        let older = json!({ "feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3 });
+        let older =
+            json!({ "feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3 });
         assert_eq!(read(older).unwrap(), PicturePreparation::clip(32));
         let newer = json!({
             "image_processor_type": "CLIPImageProcessor", "size": { "shortest_edge": 32, "longest_edge": null },

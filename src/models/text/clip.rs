@@ -40,10 +40,7 @@ pub fn clip(
     g.tap(w_text.at("embeddings").path(), x);
     let mut states = vec![x];
     let shape = EncoderLayer {
-        heads: Heads {
-            count: config.head_count as u32,
-            width: (config.hidden_size / config.head_count) as u32,
-        },
+        heads: Heads { count: config.head_count as u32, width: (config.hidden_size / config.head_count) as u32 },
         inner: config.intermediate_size as u32,
         activation: config.activation,
         eps,
