@@ -52,7 +52,9 @@ goldens:
 	$(PYTHON) tools/goldens/dalle.py
 	$(PYTHON) tools/goldens/unets.py
 	$(PYTHON) tools/goldens/imagen.py
+	$(PYTHON) tools/goldens/karlo.py
 	$(PYTHON) tools/goldens/t5.py
+	$(PYTHON) tools/goldens/esrgan.py
 	$(PYTHON) tools/goldens/resample.py
 	$(PYTHON) tools/goldens/evaluate.py
 	$(PYTHON) tools/goldens/clip.py

@@ -1,5 +1,5 @@
-// y = act(scale_a * a + scale_b * b + shift); act is none, SiLU (arXiv:1702.03118), GELU with erf or quick GELU (arXiv:1606.08415).
-// **Shapes** a, b, y [rows, C4] vectors of four channels; b is absent (and bound to a) unless BINARY.
+// y = act(scale_a * a + scale_b * b + shift), or act((scale_a * a + shift) * b); act is none, SiLU (arXiv:1702.03118), GELU with erf or quick GELU (arXiv:1606.08415), GELU by tanh, max(x, 0) or max(x, 0.2 x).
+// **Shapes** a, b, y [rows, C4] vectors of four channels; b is absent (and bound to a) unless BINARY is 1 (sum) or 2 (product).
 // **Grid** four vectors an invocation, 64 apart; workgroups of 64 fold from x into y.
 // **Host** params.end bounds the vectors of this launch; bases are the first bound vector of each tensor.
 // **Numbers** f32 throughout; erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
@@ -37,6 +37,7 @@ fn activate(x: vec4<f32>) -> vec4<f32> {
         case 3u: { return x / (1.0 + exp(-1.702 * x)); }
         case 4u: { return x / (1.0 + exp(min(-1.5957691216057308 * (x + 0.044715 * x * x * x), vec4<f32>(80.0)))); }
         case 5u: { return max(x, vec4<f32>()); }
+        case 6u: { return max(x, 0.2 * x); }
         default: { return x; }
     }
 }
@@ -55,6 +56,8 @@ fn main(
         sums[k] = params.scale_a * load_a(a[i - params.a_base]) + params.shift;
         if (BINARY == 1u) {
             sums[k] += params.scale_b * load_b(b[i - params.b_base]);
+        } else if (BINARY == 2u) {
+            sums[k] *= load_b(b[i - params.b_base]);
         }
     }
     for (var k = 0u; k < 4u; k++) {

@@ -1,5 +1,5 @@
 // y = act(n * (1 + scale) + shift), n = (x - mean) * weight / sqrt(variance + eps) + bias: the second part of GroupNorm (arXiv:1803.08494).
-// **Shapes** x = [a | b] [B, P, C4] (pair.wgsl); partials [B, groups, chunks]: mean, M2, count, 0; weight, bias [C4]; modulation [B, modulation_width] where MODULATED; y [B, P, C4].
+// **Shapes** x = [a | b] [B, P, C4] (pair.wgsl); partials [B, groups, chunks]: mean, M2, count, 0; weight, bias [C4]; modulation [B, modulation_width] where MODULATED, where SPATIAL (scale without 1 +; arXiv:2209.09002) [B, cells, modulation_width]; y [B, P, C4].
 // **Grid** x: tiles of columns, whole groups each; y: the blocks of rows of this launch. 256 invocations, strip = a row of the tile at a time.
 // **Host** as for group_norm_stats; members * share <= 256; the pad channels of weight, bias, scale and shift are zero, so pad channels stay zero.
 // **Numbers** f32; chunks by Chan's rule; the mean is subtracted before scaling, so that a large mean does not cancel; erf in GELU as in elementwise.wgsl.
@@ -28,7 +28,11 @@ struct Params {
     modulation_width: u32, // vectors of a row of modulation
     scale_first: u32,      // the first of them that scales, and that shifts
     shift_first: u32,
-    pad: u32,
+    grid_width: u32,       // places of a line of the picture
+    factor: u32,           // places of a cell along either axis
+    modulation_base: u32,
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -37,8 +41,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> partials: array<vec4<f32>>;   // [B, groups, chunks]
 @group(0) @binding(4) var<storage, read> weight: array<vec4<f32>>;     // [C4]
 @group(0) @binding(5) var<storage, read> bias: array<vec4<f32>>;       // [C4]
-//@for i in MODULATED
-@group(0) @binding(6) var<storage, read> modulation: array<vec4<f32>>; // [B, modulation_width]
+//@for i in BOUND
+@group(0) @binding(6) var<storage, read> modulation: array<vec4<f32>>; // [B or B * cells, modulation_width]
 //@end
 @group(0) @binding({LAST}) var<storage, read_write> y: array<YVec>;    // [B, P, C4]
 
@@ -73,6 +77,16 @@ fn combine_shares(member: u32) -> vec2<f32> {
     }
     return vec2<f32>(mean, 1.0 / sqrt(spread / count + params.eps));
 }
+
+//@for i in SPATIAL
+// The first vector of the modulation of a place of a picture.
+fn cell(image: u32, place: u32) -> u32 {
+    let across = params.grid_width / params.factor;
+    let cells = params.positions / params.grid_width / params.factor * across;
+    let own = place / params.grid_width / params.factor * across + place % params.grid_width / params.factor;
+    return (image * cells + own) * params.modulation_width - params.modulation_base;
+}
+//@end
 
 //@for i in GELU
 fn gelu(x: vec4<f32>) -> vec4<f32> {
@@ -121,12 +135,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var row = begin + strip; row < end; row += 4u * params.strips) {
         // All loads before the first store, which a driver must not move them over.
         var v: array<vec4<f32>, 4>;
+        //@for i in SPATIAL
+        var scales: array<vec4<f32>, 4>;
+        var shifts: array<vec4<f32>, 4>;
+        //@end
         for (var k = 0u; k < 4u; k++) {
-            v[k] = load_pair(min(row + k * params.strips, end - 1u), column);
+            let at = min(row + k * params.strips, end - 1u);
+            v[k] = load_pair(at, column);
+            //@for i in SPATIAL
+            let own = cell(image, at - start) + column;
+            scales[k] = modulation[own + params.scale_first];
+            shifts[k] = modulation[own + params.shift_first];
+            //@end
         }
         for (var k = 0u; k < 4u; k++) {
             let at = row + k * params.strips;
             var n = (v[k] - mean) * scale + shift;
+            //@for i in SPATIAL
+            n = n * scales[k] + shifts[k];
+            //@end
             if (SILU == 1u) {
                 n = n / (1.0 + exp(-n));
             }

@@ -1,5 +1,5 @@
 // out[m, n] as in matrix_tile, its sums over taps and k made of products of SIZE x SIZE matrices that a subgroup holds together (SPV_KHR_cooperative_matrix; Metal's simdgroup_matrix); with PARTIAL the sums of one part of k go to partials instead, for matrix_reduce.
-// **Shapes** a [B][H][W][A4], second [M][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; partials [splits][partial_rows][4 * partial4] in f32. K4 = A4 + second4, second only with one tap.
+// **Shapes** a [B][H][W][A4], second [B][H][W][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; partials [splits][partial_rows][4 * partial4] in f32. K4 = A4 + second4.
 // **Grid** a workgroup of SUBGROUPS subgroups owns ROWS rows m (x, folded into z) and COLUMNS physical columns (y), with PARTIAL one part of the steps along taps and k (z); a subgroup owns FRAG_ROWS x (GROUPS x TOGETHER) x HALVES matrices of the tile, SUB_COLUMNS subgroups lying side by side, and finishes TOGETHER of them at a time.
 // **Host** runs it only where subgroups have SUBGROUP invocations and the adapter lists SIZE x SIZE x SIZE products of f16 summed in f32; partials has rows and columns for whole tiles; operands that the flags leave out are bound to anything.
 // **Numbers** products of halves are exact in f32 and summed there, DEPTH k at a time in the order of taps and k; the adapter may round within SIZE of them in its own way.
@@ -9,7 +9,7 @@ alias MatC = coop_mat{SIZE}x{SIZE}<f32, C>;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f16>>; // [B][H][W][A4]
-@group(0) @binding(2) var<storage, read> second: array<vec4<f16>>; // [M][second4]
+@group(0) @binding(2) var<storage, read> second: array<vec4<f16>>; // [B][H][W][second4]
 @group(0) @binding(3) var<storage, read> w: array<vec4<f16>>; // [panels][taps][K4 * 4][8]
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>; // [panels * 8]
 @group(0) @binding(5) var<storage, read> row_bias: array<vec4<f32>>; // [B][row_bias4]
@@ -83,24 +83,28 @@ fn place_of(row: u32) -> vec3<u32> {
   return vec3<u32>(batch * ((params.height + params.upsample) >> params.upsample), top, left);
 }
 
-// The first vector in a of what tap `tap` reads at a place, or OUTSIDE.
+// The first vector in a of what tap `tap` reads at a place, with two inputs the pixel of both, or OUTSIDE.
 fn start_of(place: vec3<u32>, tap: u32) -> u32 {
   let ky = tap / params.kernel_width;
   let y = place.y + ky;
   let x = place.z + tap - ky * params.kernel_width;
   let stored_width = (params.width + params.upsample) >> params.upsample;
   let pixel = (place.x + (y >> params.upsample)) * stored_width + (x >> params.upsample);
-  return select(OUTSIDE, pixel * (params.k4 - params.second4) - params.a_base, y < params.height && x < params.width);
+  let start = select(pixel * params.k4 - params.a_base, pixel, SECOND == 1u);
+  return select(OUTSIDE, start, y < params.height && x < params.width);
 }
 
-// Vector k of a row of the input that starts at `start` in a and is `row` of second.
-fn fetch_a(start: u32, row: u32, k: u32) -> vec4<f16> {
+// Vector k of what `start`, as start_of gives it, is the place of.
+fn fetch_a(start: u32, k: u32) -> vec4<f16> {
   let a4 = params.k4 - params.second4;
-  if (start != OUTSIDE && k < a4) {
+  if (SECOND == 0u && start != OUTSIDE && k < a4) {
     return a[start + k];
   }
+  if (SECOND == 1u && start != OUTSIDE && k < a4) {
+    return a[start * a4 + k - params.a_base];
+  }
   if (SECOND == 1u && start != OUTSIDE && k < params.k4) {
-    return second[row * params.second4 + k - a4 - params.second_base];
+    return second[start * params.second4 + k - a4 - params.second_base];
   }
   return vec4<f16>();
 }
@@ -153,10 +157,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let column = index % DEPTH4;
   let line = index / DEPTH4;
   //@for i in A_LOADS
-  let row_{i} = row0 + line + {i}u * (INVOCATIONS / DEPTH4);
-  let place_{i} = place_of(row_{i});
+  let place_{i} = place_of(row0 + line + {i}u * (INVOCATIONS / DEPTH4));
   var start_{i} = start_of(place_{i}, tap);
-  var a_{i} = fetch_a(start_{i}, row_{i}, slab * DEPTH4 + column);
+  var a_{i} = fetch_a(start_{i}, slab * DEPTH4 + column);
   //@end
   //@for i in B_LOADS
   var b_{i} = fetch_b(panel0, index + {i}u * INVOCATIONS, taps, tap, slab * DEPTH4);
@@ -194,7 +197,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     if (step + 1u < end) {
       //@for i in A_LOADS
-      a_{i} = fetch_a(start_{i}, row_{i}, slab * DEPTH4 + column);
+      a_{i} = fetch_a(start_{i}, slab * DEPTH4 + column);
       //@end
       //@for i in B_LOADS
       b_{i} = fetch_b(panel0, index + {i}u * INVOCATIONS, taps, tap, slab * DEPTH4);

@@ -1,7 +1,7 @@
-// act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x) | GELU by tanh | max(x, 0): what the matrix kernels do to a sum before they store it.
+// act(x) = x | x sigmoid(x) | x Phi(x) (GELU, arXiv 1606.08415) | x sigmoid(1.702 x) | GELU by tanh | max(x, 0) | max(x, 0.2 x): what the matrix kernels do to a sum before they store it.
 // **Shapes** vectors of four sums of one row.
 // **Grid** none: the parameters and functions prepended to the other matrix shaders.
-// **Host** sets ACTIVATION to 0 to 5, in the order above; gates take GELU for 0.
+// **Host** sets ACTIVATION to 0 to 6, in the order above; gates take GELU for 0.
 // **Numbers** erf is 2e-7 from the true value in f32, so GELU is that times |x| / 2 off; exponents are kept below 80.
 struct Params {
   first_row: u32,
@@ -66,5 +66,6 @@ fn activate(v: vec4<f32>) -> vec4<f32> {
   if (ACTIVATION == 3u) { return v * sigmoid4(1.702 * v); }
   if (ACTIVATION == 4u) { return gelu_tanh4(v); }
   if (ACTIVATION == 5u) { return max(v, vec4<f32>()); }
+  if (ACTIVATION == 6u) { return max(v, 0.2 * v); }
   return v;
 }

@@ -1,4 +1,4 @@
-// out[m, n] = (act(sum[m, n] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value * gelu(gate) instead of act.
+// out[m, n] = act(sum[m, n] + bias[n] + row_bias[b, n]) * scale + residual[m, n]; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value * gelu(gate) instead of act.
 // **Shapes** four sums of one row, with HALVES = 2 those of a value panel and of its gate panel; the bindings as the shader that this is prepended to declares them.
 // **Grid** none: a function prepended to matrix_tile, matrix_coop and matrix_reduce.
 // **Host** sets HALVES; row_bias rows are row_bias4 vectors wide, of which those from row_bias_first on belong to this product.
@@ -22,8 +22,9 @@ fn finish(row: u32, panel: u32, lane: u32, first: vec4<f32>, second: vec4<f32>) 
   } else {
     sum = activate(sum);
   }
+  sum *= params.scale;
   if ((params.flags & 4u) != 0u) {
     sum += load_out(residual[row * params.out4 + column - params.residual_base]);
   }
-  out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
+  out[row * params.out4 + column - params.out_base] = store_out(sum);
 }

@@ -1,4 +1,4 @@
-// out[m, n] = (act(sum_s partials[s, m, n] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: the second half of a product whose sum over k is split into parts s; with HALVES = 2 (GEGLU) value * gelu(gate) instead of act.
+// out[m, n] = act(sum_s partials[s, m, n] + bias[n] + row_bias[b, n]) * scale + residual[m, n]: the second half of a product whose sum over k is split into parts s; with HALVES = 2 (GEGLU) value * gelu(gate) instead of act.
 // **Shapes** partials [S][partial_rows][partial4], columns in the order of the packed weight's panels; bias [panels * 8], row_bias [B][row_bias4], residual and out [M][N4], in vectors of four.
 // **Grid** an invocation owns one vector of out; workgroups of 64 in x, folded into y.
 // **Host** binds operands that the flags leave out to anything; they are never read.

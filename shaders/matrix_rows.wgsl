@@ -1,4 +1,4 @@
-// out = (act(a w + bias + row_bias) + residual) * scale, or value * gelu(gate): what matrix_lanes and matrix_texels do with the operands that they fetch.
+// out = act(a w + bias + row_bias) * scale + residual, or value * gelu(gate): what matrix_lanes and matrix_texels do with the operands that they fetch.
 // **Shapes** as in those two.
 // **Grid** a workgroup of 8 lanes owns ROWS rows and GROUPS x HALVES panels; a lane owns four columns of each panel. Of a, LOADS vectors are fetched at a time: with LOADS = ROWS / 8 each lane fetches those of its own rows and spread() shows them to all, with LOADS = ROWS all lanes fetch the same.
 // **Host** appends this, its lines between //@for and //@end repeated, to one of the two behind a generated spread(), which needs subgroups of eight where LOADS < ROWS.
@@ -17,7 +17,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   var picture: array<u32, LOADS>;
   var top: array<u32, LOADS>;
   var left: array<u32, LOADS>;
-  var other: array<u32, LOADS>;
   for (var r = 0u; r < LOADS; r++) {
     let row = row0 + select(r, r * 8u + lane, LOADS < ROWS);
     let batch = row / params.positions;
@@ -26,7 +25,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     picture[r] = batch * stored_height;
     top[r] = select(0x40000000u, y * params.stride - params.pad_top, row < params.end_row);
     left[r] = (position - y * params.out_width) * params.stride - params.pad_left;
-    other[r] = min(row, params.end_row - 1u) * params.second4 - params.second_base;
   }
   //@for g in GROUPS
   //@for h in HALVES
@@ -38,13 +36,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   for (var ky = 0u; ky < params.kernel_height; ky++) {
     for (var kx = 0u; kx < params.kernel_width; kx++) {
       var start: array<u32, LOADS>;
+      var other: array<u32, LOADS>;
       var inside: array<bool, LOADS>;
       for (var r = 0u; r < LOADS; r++) {
         let y = top[r] + ky;
         let x = left[r] + kx;
         inside[r] = y < params.height && x < params.width;
-        let at = ((picture[r] + (y >> params.upsample)) * stored_width + (x >> params.upsample)) * a4 - params.a_base;
-        start[r] = select(0u, at, inside[r]);
+        let pixel = (picture[r] + (y >> params.upsample)) * stored_width + (x >> params.upsample);
+        start[r] = select(0u, pixel * a4 - params.a_base, inside[r]);
+        if (SECOND == 1u) {
+          other[r] = select(0u, pixel * params.second4 - params.second_base, inside[r]);
+        }
       }
       let tap = ky * params.kernel_width + kx;
       for (var k = 0u; k < params.k4; k++) {
@@ -108,10 +110,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       } else {
         sum = activate(sum);
       }
+      sum *= params.scale;
       if ((params.flags & 4u) != 0u) {
         sum += fetch_residual(row * params.out4 + column - params.residual_base);
       }
-      out[row * params.out4 + column - params.out_base] = store_out(sum * params.scale);
+      out[row * params.out4 + column - params.out_base] = store_out(sum);
     }
   }
 }

@@ -1,11 +1,11 @@
-// out[m, n] = (act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale: conv2d as implicit GEMM over taps t, linear with one tap; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
-// **Shapes** a [B][H][W][A4], second [M][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1. K4 = A4 + second4, second only with one tap.
+// out[m, n] = act(sum_tk a[at(m, t), k] w[n, t, k] + bias[n] + row_bias[b, n]) * scale + residual[m, n]: conv2d as implicit GEMM over taps t, linear with one tap; with HALVES = 2 (GEGLU, Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
+// **Shapes** a [B][H][W][A4], second [B][H][W][second4], w [panels][taps][K4 * 4][8], bias [panels * 8], row_bias [B][row_bias4], residual and out [B][OH][OW][N4], in vectors of four; a panel is 32 columns, with HALVES = 2 even panels hold values and odd panels the gates of the same columns. A linear layer is H = OH = M, W = OW = 1. K4 = A4 + second4.
 // **Grid** a workgroup of INVOCATIONS owns ROWS rows m = (b, oy, ox) (x, folded into z) and PAIRS pairs of panels (y); an invocation owns every LINES-th row and four columns of both panels of a pair.
 // **Host** binds operands that the flags leave out to anything; they are never read. K4, panels and rows need not fill a tile.
 // **Numbers** products are summed in f32, tap by tap, in the order of k; nothing cancels beyond what the data cancel themselves.
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<InVec>; // [B][H][W][A4]
-@group(0) @binding(2) var<storage, read> second: array<InVec>; // [M][second4]
+@group(0) @binding(2) var<storage, read> second: array<InVec>; // [B][H][W][second4]
 @group(0) @binding(3) var<storage, read> w: array<WeightVec>; // [panels][taps][K4 * 4][8]
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>; // [panels * 8]
 @group(0) @binding(5) var<storage, read> row_bias: array<vec4<f32>>; // [B][row_bias4]
@@ -60,11 +60,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           let inside = y < params.height && x < params.width;
           let place = (index >> 2u) + l * (INVOCATIONS / 4u);
           var value = vec4<f32>();
+          let pixel = (picture[l] + (y >> params.upsample)) * stored_width + (x >> params.upsample);
           if (inside && k + along < a4) {
-            let pixel = (picture[l] + (y >> params.upsample)) * stored_width + (x >> params.upsample);
             value = load_in(a[pixel * a4 + k + along - params.a_base]);
           } else if (SECOND == 1u && inside && k + along < params.k4) {
-            value = load_in(second[(row0 + place) * params.second4 + k + along - a4 - params.second_base]);
+            value = load_in(second[pixel * params.second4 + k + along - a4 - params.second_base]);
           }
           tile_a[spread(along, place)] = value;
         }

@@ -1,4 +1,4 @@
-// out[m, n] = (act(sum_k a[m, k] w[n, k] + bias[n] + row_bias[b, n]) + residual[m, n]) * scale for a few rows m: a linear layer that reads its weight once; with GEGLU (Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
+// out[m, n] = act(sum_k a[m, k] w[n, k] + bias[n] + row_bias[b, n]) * scale + residual[m, n] for a few rows m: a linear layer that reads its weight once; with GEGLU (Shazeer 2020, arXiv 2002.05202) value[n] * gelu(gate[n]) instead of act.
 // **Shapes** as in matrix_lanes, of one tap.
 // **Grid** a workgroup of 8 * SLICES invocations owns all ROWS rows and HALVES panels of 32 columns (x): 8 invocations side by side own a vector of four columns each, and each of the SLICES takes every SLICES-th vector of channels.
 // **Host** ROWS is the number of rows; SLICES is 1 on CPU adapters, which have nothing to hide; operands that the flags leave out are bound to anything and never read.

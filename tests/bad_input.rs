@@ -182,9 +182,10 @@ fn requests_that_cannot_be_met() {
     for option in ["--top-k", "--temperature", "--noise-level", "--sr-steps"] {
         place.fails(&model, &[option, "3"], 2, &["not an option of Stable Diffusion", option]);
     }
-    for option in ["--vqgan", "--then"] {
-        place.fails(&model, &[option, "folder"], 2, &["an option of other models", option, "Stable Diffusion"]);
-    }
+    place.fails(&model, &["--vqgan", "folder"], 2, &["an option of other models", "--vqgan", "Stable Diffusion"]);
+    place.fails(&model, &["--then", "folder"], 1, &["no such model", "folder"]);
+    let name = model.to_str().unwrap();
+    place.fails(&model, &["--then", name], 2, &["enlarges nothing", "--then", "Stable Diffusion"]);
     let latents = |shape: &str, count: usize| {
         let header = format!(r#"{{"latents":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{}]}}}}"#, count * 4);
         place.write("latents.safetensors", safetensors(&header, count * 4)).to_str().unwrap().to_owned()

@@ -427,7 +427,7 @@ fn what_cannot_be_compared_is_refused() {
     for (words, code, parts) in [
         (vec!["fid", &a, &clean, "--dims", "64"], 2, vec!["another variant", "clean.npz", "Try --variant clean-fid"]),
         (vec!["fid", &a, &a], 2, vec!["another length", "a.npz", "expected 2048, found 64", "--dims 64"]),
-        (vec!["fid", &a, &none], 1, vec!["none.npz"]),
+        (vec!["fid", &a, &none, "--dims", "64"], 1, vec!["none.npz"]),
         (vec!["fid", &one, &two], 1, vec!["too few pictures", "one"]),
         (vec!["fid", &path("three"), &two], 1, vec!["three"]),
         (
@@ -443,11 +443,16 @@ fn what_cannot_be_compared_is_refused() {
             2,
             vec!["larger than a set", "Try --subset-size 150"],
         ),
+        (
+            vec!["kid", &a, place("evaluate/stats.npz").to_str().unwrap(), "--dims", "64"],
+            1,
+            vec!["`feats`", "--features"],
+        ),
         (vec!["stats", &two, &path("a.npy")], 2, vec!["a.npy", "Try", "a.npz"]),
     ] {
         let (found, out, told) = scumble(&words);
         assert_eq!(found, Some(code), "{words:?}: {told}");
-        assert!(out.is_empty() && told.lines().last().unwrap().starts_with("error: "), "{words:?}: {out}{told}");
+        assert!(out.is_empty() && told.matches("error: ").count() == 1, "{words:?}: {out}{told}");
         for part in parts {
             assert!(told.contains(part), "{words:?}: {part:?} is not in {told}");
         }

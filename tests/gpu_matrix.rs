@@ -26,6 +26,7 @@ fn base() -> Matrix {
         padding: [0, 0],
         upsample: false,
         activation: Activation::None,
+        scale: 1.0,
         bias: true,
         row_bias: None,
         residual: false,
@@ -69,6 +70,8 @@ fn cases() -> Vec<Matrix> {
         Matrix { upsample: true, output: [5, 9], ..up },
         Matrix { second: 34, residual: true, ..linear(67, 30, 70) },
         Matrix { second: 64, gated: true, ..linear(20, 96, 40) },
+        Matrix { second: 37, scale: 0.2, residual: true, ..conv(2, [6, 11], 30, 70, 3) },
+        Matrix { second: 32, activation: Activation::LeakyRelu, ..conv(1, [9, 14], 64, 32, 3) },
         // Tails of the cooperative tiles, and sums long enough to be split in eight.
         Matrix { residual: true, ..linear(129, 36, 161) },
         Matrix { gated: true, ..linear(65, 72, 130) },

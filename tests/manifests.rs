@@ -9,9 +9,12 @@ use std::path::Path;
 use scumble::error::{Error, Result};
 use scumble::graph::{Graph, Shape};
 use scumble::kernels::Limits;
-use scumble::models::config::{ClassEmbedding, ClipConfig, ClipModelConfig, UnetConfig, VaeConfig};
-use scumble::models::decoder::vae;
+use scumble::models::config::{
+    ClassEmbedding, ClipConfig, ClipModelConfig, MovqConfig, PriorConfig, UnetConfig, VaeConfig,
+};
+use scumble::models::decoder::{movq, vae};
 use scumble::models::generator::context::{self, PromptVectors};
+use scumble::models::generator::prior;
 use scumble::models::generator::unet::{self, Conditioning};
 use scumble::models::text::clip::{self, Take};
 use scumble::models::vision::clip_image::clip_image;
@@ -135,6 +138,19 @@ fn decoder() -> VaeConfig {
     VaeConfig::from_json(&config, "vae/config.json").unwrap()
 }
 
+/// The config of `kandinsky-2-2-decoder`'s MoVQ.
+fn kandinsky_movq() -> MovqConfig {
+    let config = json!({
+        "_class_name": "VQModel", "act_fn": "silu", "block_out_channels": [128, 256, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "norm_type": "spatial",
+        "num_vq_embeddings": 16384, "out_channels": 3, "sample_size": 32, "scaling_factor": 0.18215,
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        "vq_embed_dim": 4,
+    });
+    MovqConfig::from_json(&config, "movq/config.json").unwrap()
+}
+
 fn text_encoder(hidden: u32, layers: u32, heads: u32, act: &str, with_projection: bool) -> ClipConfig {
     let config = json!({
         "hidden_act": act, "hidden_size": hidden, "intermediate_size": 4 * hidden, "layer_norm_eps": 1e-05,
@@ -194,6 +210,25 @@ fn build_vae(tensors: Tensors) -> Result<()> {
     })
 }
 
+/// Names of the encoder must all be there; the rest is what the decoder takes.
+fn build_movq(tensors: Tensors, dtype: DType, side: u32) -> Result<Graph> {
+    let config = kandinsky_movq();
+    let encoder = config.encoder_names();
+    for name in &encoder {
+        assert!(tensors.iter().any(|(key, _)| key == name), "no {name}");
+    }
+    let rest: Tensors = tensors.into_iter().filter(|(name, _)| !encoder.contains(name)).collect();
+    assert!(rest.iter().all(|(name, _)| name.starts_with("decoder.") || name.starts_with("post_quant_conv.")));
+    let source = ShapesSource::new("manifest", rest);
+    let claims = Claims::default();
+    let mut g = Graph::new(dtype, Limits::default());
+    let latent = g.input("latent", Shape::new(1, side, side, 4), DType::F32);
+    let picture = movq::decode(&mut g, &Weights::new(0, &source, &claims), &config, latent);
+    assert_eq!(g.shape(picture), Shape::new(1, 8 * side, 8 * side, 3));
+    claims.finish(&source)?;
+    Ok(g)
+}
+
 fn build_text(tensors: Tensors, config: &ClipConfig) -> Result<()> {
     let with_projection = config.projection_dim.is_some();
     let named =
@@ -223,6 +258,44 @@ fn unets_take_every_published_tensor() {
 #[test]
 fn the_decoder_takes_every_published_tensor() {
     build_vae(manifest("VAE_KL_f8_total")).unwrap();
+}
+
+/// The prior of `kandinsky-2-2-prior`, for a prompt and a negative one at once.
+#[test]
+fn kandinskys_prior_takes_every_published_tensor() {
+    let config = json!({
+        "_class_name": "PriorTransformer", "additional_embeddings": 4, "attention_head_dim": 64, "embedding_dim": 1280,
+        "num_attention_heads": 32, "num_embeddings": 77, "num_layers": 20,
+    });
+    let config = PriorConfig::from_json(&config, "prior/config.json").unwrap();
+    build(manifest("Kandinsky2.2_prior"), |g, w| {
+        let row = Shape::new(4, 1, 1, 1280);
+        let vectors = g.input("vectors", Shape::tokens(4, 77, 1280), DType::F16);
+        let [embedding, sample] = ["embedding", "sample"].map(|name| g.input(name, row, DType::F16));
+        let text = prior::text(g, w, &config, vectors, embedding);
+        let timestep = g.input("timestep", Shape::new(2, 1, 1, 1), DType::F32);
+        let mask = g.input("mask", Shape::new(4, 1, 1, 81), DType::F32);
+        let predicted = prior::prior(g, w, &config, (sample, timestep), text, mask);
+        let finished = prior::post_process(g, w, predicted);
+        assert_eq!(g.shape(finished), row);
+    })
+    .unwrap();
+}
+
+/// Within bindings of 128 MiB up to pictures of 1024 x 1024 pixels in floats; a larger one says what does not fit.
+#[test]
+fn movq_takes_every_published_tensor() {
+    let tensors = || manifest("Kandinsky_MoVQ_decode_512px");
+    for (dtype, side) in [(DType::F16, 64), (DType::F16, 96), (DType::F32, 64), (DType::F32, 128)] {
+        let graph = build_movq(tensors(), dtype, side).unwrap();
+        assert!(graph.fault().is_none(), "{dtype:?}, {side}: {:?}", graph.fault());
+    }
+    let large = build_movq(tensors(), DType::F32, 512).unwrap();
+    says(large.fault().expect("a picture of 4096 x 4096 pixels").clone(), &["binding", "attentions.0"]);
+    let mut renamed = tensors();
+    let place = renamed.iter().position(|(name, _)| name == "decoder.conv_norm_out.conv_y.bias").unwrap();
+    renamed[place].0 = "decoder.conv_norm_out.conv_y.bais".into();
+    says(build_movq(renamed, DType::F16, 64).unwrap_err(), &["missing tensor", "conv_y.bias", "conv_y.bais"]);
 }
 
 #[test]

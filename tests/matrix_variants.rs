@@ -27,6 +27,7 @@ fn matrices() -> Vec<Matrix> {
         padding: [1, 1],
         upsample: false,
         activation: Activation::None,
+        scale: 1.0,
         bias: true,
         row_bias: None,
         residual: false,
@@ -38,12 +39,13 @@ fn matrices() -> Vec<Matrix> {
         for outputs in [4, 64, 128, 320] {
             all.push(Matrix { outputs, types, ..plain });
         }
-        for activation in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+        for activation in [Activation::Silu, Activation::Gelu, Activation::QuickGelu, Activation::LeakyRelu] {
             all.push(Matrix { activation, types, ..plain });
         }
         all.push(Matrix { gated: true, types, ..plain });
         all.push(Matrix { row_bias: Some(Slice { channels: 320, first: 0 }), types, ..plain });
         all.push(Matrix { kernel: [1, 1], padding: [0, 0], second: 640, types, ..plain });
+        all.push(Matrix { second: 96, scale: 0.2, residual: true, types, ..plain });
         all.push(Matrix { residual: true, bias: false, types, ..plain });
         all.push(Matrix { batch: 32, types, ..plain });
     }

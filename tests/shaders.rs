@@ -11,10 +11,11 @@ use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 use scumble::graph::Graph;
 use scumble::kernels::cases::cases;
 use scumble::kernels::{Call, SHADERS, Variant};
-use scumble::pipelines::{DalleSettings, Request, Settings, dalle_graphs, graphs};
+use scumble::pipelines::{DalleSettings, KandinskySettings, Request, Settings, dalle_graphs, graphs, kandinsky_graphs};
 use scumble::tensor::DType;
 use scumble::weights::checkpoint::Checkpoint;
 use scumble::weights::dalle::DalleCheckpoint;
+use scumble::weights::kandinsky::KandinskyCheckpoint;
 
 use backends::{adapters, parse, write_everywhere};
 
@@ -78,11 +79,20 @@ fn dalle() -> Vec<(DalleCheckpoint, DalleSettings)> {
     [("flax", 2.0, None), ("min_dalle", 2.0, Some(5)), ("variant", 1.0, Some(5))].map(case).into()
 }
 
+fn kandinsky() -> (KandinskyCheckpoint, KandinskySettings) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/kandinsky");
+    let checkpoint = KandinskyCheckpoint::open(&folder.join("model"), Some(&folder.join("prior"))).unwrap();
+    let request = Request { width: Some(16), height: Some(24), steps: Some(2), ..Request::default() };
+    let settings = KandinskySettings::resolve(&checkpoint, &request).unwrap();
+    (checkpoint, settings)
+}
+
 /// Everything that the cases and the golden pipelines render.
 fn variants() -> Variants {
     let mut variants = Variants::new();
     let pipelines = pipelines();
     let dalle = dalle();
+    let kandinsky = kandinsky();
     for limits in adapters() {
         for case in cases() {
             for step in case.work(&limits).unwrap().steps {
@@ -95,6 +105,12 @@ fn variants() -> Variants {
                     assert!(graph.fault().is_none(), "{} {stage}: {:?}", checkpoint.name, graph.fault());
                     collect_graph(&mut variants, &graph);
                 }
+            }
+        }
+        for precision in [DType::F32, DType::F16] {
+            for (stage, graph) in kandinsky_graphs(&kandinsky.0, limits, precision, &kandinsky.1).unwrap() {
+                assert!(graph.fault().is_none(), "Kandinsky: {stage}: {:?}", graph.fault());
+                collect_graph(&mut variants, &graph);
             }
         }
         for (checkpoint, request) in &pipelines {

@@ -284,7 +284,7 @@ fn references_agree_with_pytorch() {
                 second: 0,
                 groups: 4,
                 eps: 1e-5,
-                modulation: Some(Modulation { channels: 2 * x[1], scale: 0, shift: x[1] }),
+                modulation: Some(Modulation { channels: 2 * x[1], scale: 0, shift: x[1], grid: None }),
                 activation,
                 dtype: DType::F32,
             };

@@ -40,6 +40,8 @@ pub struct LogArgs {
 pub enum Command {
     /// Draw pictures from a prompt
     Generate(Box<GenerateArgs>),
+    /// Enlarge a picture with an upscaler
+    Upscale(Box<super::upscale::UpscaleArgs>),
     /// Show the GPU adapters, or what a checkpoint holds and needs
     Info(InfoArgs),
     /// Time the kernels, a UNet step and a whole picture, each verified first, and what this adapter could do at best
@@ -53,9 +55,10 @@ pub enum Command {
 }
 
 /// Arithmetic and storage on the GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum PrecisionArg {
     /// f16 on a GPU, f32 on a software driver
+    #[default]
     Auto,
     /// Single precision all through
     F32,
@@ -64,7 +67,7 @@ pub enum PrecisionArg {
 }
 
 /// `scumble generate`
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct GenerateArgs {
     /// What to draw, as plain text
     pub prompt: String,
@@ -110,11 +113,23 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "P", value_parser = ["epsilon", "v_prediction", "sample"])]
     pub prediction_type: Option<String>,
 
-    /// DeepFloyd IF: a further stage, which enlarges the picture of the one before it; may be given several times
+    /// A further model, which enlarges the picture of the one before it for the same prompt; may be given several times
     #[arg(long, value_name = "MODEL")]
     pub then: Vec<PathBuf>,
 
-    /// Denoising steps of a stage that enlarges the first one's picture [default: the model's own]
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR")]
+    pub prior: Option<PathBuf>,
+
+    /// Karlo and Kandinsky: denoising steps of the prior, which makes the picture's embedding [default: 25]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub prior_steps: Option<u32>,
+
+    /// Karlo and Kandinsky: guidance scale of the prior [default: 4]
+    #[arg(long, value_name = "G", value_parser = scale, allow_negative_numbers = true)]
+    pub prior_cfg_scale: Option<f32>,
+
+    /// Denoising steps of the models that enlarge the first one's picture [default: the models' own]
     #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     pub sr_steps: Option<u32>,
 
@@ -157,6 +172,11 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"])]
     pub vae_tiling: String,
 
+    /// The x4 upscaler and ESRGAN: enlarge in overlapping square tiles of so many pixels of the given picture; auto only where
+    /// memory does not suffice for the whole, off never
+    #[arg(long, value_name = "PX|auto|off", default_value = "auto")]
+    pub tile: String,
+
     /// GPU adapter: part of its name, or its number in `scumble info` [default: the fastest]
     #[arg(long, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
@@ -180,20 +200,26 @@ pub struct GenerateArgs {
     /// On an adapter that is new, only test the kernels; do not measure which are fastest
     #[arg(long)]
     pub no_tune: bool,
+
+    /// The picture that the first model enlarges, [1, 3, H, W] from -1 to 1: that of `scumble upscale`.
+    #[arg(skip)]
+    pub image: Option<crate::tensor::HostTensor>,
 }
 
 /// `scumble info`
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// Checkpoint to describe: a diffusers directory, a single .safetensors file, or `emoji`, the built-in model
+    /// Checkpoint to describe: a directory or a file as `generate` and `upscale` take it, or the name of a built-in model
     /// [default: none, the adapters are shown]
     pub model: Option<PathBuf>,
 
-    /// Width in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    /// Width in pixels of the picture whose memory is told, a multiple of 8; of an upscaler that of the given one [default: the
+    /// model's own]
     #[arg(short = 'W', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub width: Option<u32>,
 
-    /// Height in pixels of the picture whose memory is told, a multiple of 8 [default: the model's own]
+    /// Height in pixels of the picture whose memory is told, a multiple of 8; of an upscaler that of the given one [default: the
+    /// model's own]
     #[arg(short = 'H', long, value_name = "PX", value_parser = side, allow_negative_numbers = true, requires = "model")]
     pub height: Option<u32>,
 
@@ -209,6 +235,18 @@ pub struct InfoArgs {
     /// How pictures are decoded, as for `generate`
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], requires = "model")]
     pub vae_tiling: String,
+
+    /// Upscalers: in which tiles a picture is enlarged, as for `upscale`
+    #[arg(long, value_name = "PX|auto|off", default_value = "auto", requires = "model")]
+    pub tile: String,
+
+    /// Kandinsky 2.2: the directory of the prior, which lies beside that of MODEL
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub prior: Option<PathBuf>,
+
+    /// DALL-E: the directory or file of the image tokens' decoder, where it does not lie in MODEL
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub vqgan: Option<PathBuf>,
 }
 
 /// What `scumble bench` times.
@@ -325,7 +363,7 @@ fn sides(text: &str) -> Result<(u32, u32), String> {
     Ok((side(width)?, side(height)?))
 }
 
-fn side(text: &str) -> Result<u32, String> {
+pub(super) fn side(text: &str) -> Result<u32, String> {
     let px: u32 = text.parse().map_err(|_| format!("expected a whole number of pixels from 8 to {LARGEST_SIDE}"))?;
     if !(8..=LARGEST_SIDE).contains(&px) {
         return Err(format!("expected 8 to {LARGEST_SIDE} pixels"));
@@ -337,14 +375,14 @@ fn side(text: &str) -> Result<u32, String> {
     Ok(px)
 }
 
-fn positive(text: &str) -> Result<u32, String> {
+pub(super) fn positive(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("expected a whole number, 1 or more".into()),
     }
 }
 
-fn scale(text: &str) -> Result<f32, String> {
+pub(super) fn scale(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
         _ => Err("expected a number, 0 or more".into()),

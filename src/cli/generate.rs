@@ -11,7 +11,7 @@ use crate::cli::latents::{Dump, read_latents};
 use crate::cli::model_hash::{HashSource, ModelHash};
 use crate::cli::output::{Target, encode_png, with_seed};
 use crate::cli::progress::Reporter;
-use crate::cli::{files, painter, print_line};
+use crate::cli::{about, files, painter, print_line};
 use crate::error::{Error, Result};
 use crate::pipelines::{Request, Summary};
 use crate::tensor::HostTensor;
@@ -45,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let job = Job::new(args)?;
     let mut reporter = Reporter::stderr();
     if args.explain {
-        return print_line(painter::explain(args, &job.pictures[0].request)?.trim_end());
+        return print_line(about::explain(args, &job.pictures[0].request)?.trim_end());
     }
     if args.seed.is_none() {
         reporter.line(&format!("seed: {}", job.pictures[0].request.seed));
@@ -166,9 +166,12 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         seed,
         clip_skip: args.clip_skip.map(|layer| layer - 1).filter(|skipped| *skipped > 0),
         latents,
+        image: args.image.clone(),
         top_k: args.top_k,
         temperature: args.temperature,
         sr_steps: args.sr_steps,
+        prior_steps: args.prior_steps,
+        prior_guidance_scale: args.prior_cfg_scale,
         noise_level: args.noise_level,
         ..Request::default()
     }
@@ -300,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_cut_prompt_is_told() {
-        let encoded = Encoded { ids: vec![0; 77], truncated: Some("big cat".into()), truncated_tokens: 2 };
+        let encoded = Encoded { ids: vec![0; 77], seen: 0..77, truncated: Some("big cat".into()), truncated_tokens: 2 };
         let warning = truncation_warning("prompt", &encoded).unwrap();
         assert!(
             warning.contains("2 tokens longer than the 77") && warning.ends_with("left out: \"big cat\""),

@@ -2,38 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
 use crate::cli::args::{InfoArgs, PrecisionArg};
-use crate::cli::systems::{kind_of, open_dalle};
-use crate::cli::{dalle_info, painter, print_line, tune};
+use crate::cli::{about, print_line, tune};
 use crate::error::Result;
 use crate::gpu::{self, AdapterSummary};
 use crate::kernels::Limits;
 use crate::models::config::{Activation, Block, ClipConfig, UnetConfig, VaeConfig};
 use crate::pipelines::inspect::{self, StageMemory};
-use crate::pipelines::{Request, Settings, Tiling};
+use crate::pipelines::{Request, Settings, TileSide, Tiling};
 use crate::sampling::PredictionType;
 use crate::tensor::DType;
 use crate::weights::Source;
 use crate::weights::checkpoint::{Checkpoint, TokenizerFiles};
-use crate::weights::kind::ModelKind;
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> Result<()> {
     let text = match &args.model {
         None => adapters(&gpu::adapters(), tune::state),
-        Some(model) if kind_of(model).is_ok_and(|kind| kind == ModelKind::DalleMini) => {
-            let request = Request { width: args.width, height: args.height, ..Request::default() };
-            dalle_info::describe(&open_dalle(model, None)?.0, &request, args.precision)?
-        }
-        Some(model) => {
-            painter::told_of(Some(Path::new(model)))?;
-            let request = Request { width: args.width, height: args.height, ..Request::default() };
-            let tiling = Tiling::from_environment(&args.vae_tiling)?;
-            let run = Run { precision: args.precision, pictures: args.batch, tiling };
-            describe(&painter::open_model(Some(Path::new(model)), None)?.0, &request, &run)?
-        }
+        Some(model) => about::describe(args, model)?,
     };
     print_line(text.trim_end())
 }
@@ -75,15 +62,7 @@ pub(super) fn describe(checkpoint: &Checkpoint, request: &Request, run: &Run) ->
     let mut text = String::new();
     let hash = checkpoint.hash();
     line(&mut text, &format!("{} ({}), hash {}", checkpoint.name, checkpoint.class.name(), &hash[..10]));
-    let mut total = 0;
-    for (index, encoder) in checkpoint.text_encoders.iter().enumerate() {
-        let name = if index == 0 { "text_encoder".to_owned() } else { format!("text_encoder_{}", index + 1) };
-        total += part(&mut text, &name, encoder.weights.as_ref(), &clip(&encoder.config));
-        line(&mut text, &format!("  tokenizer: {}", tokenizer(&encoder.tokenizer)));
-    }
-    total += part(&mut text, "unet", checkpoint.unet.weights.as_ref(), &unet(&checkpoint.unet.config));
-    total += part(&mut text, "vae decoder", checkpoint.vae.weights.as_ref(), &vae(&checkpoint.vae.config));
-    line(&mut text, &format!("together: {} parameters", thousands(total)));
+    parts(&mut text, checkpoint);
     let sized = request.width.is_some() && request.height.is_some();
     if checkpoint.unet.config.sample_size.is_none() && !sized {
         // Everything but the size can still be told.
@@ -96,6 +75,19 @@ pub(super) fn describe(checkpoint: &Checkpoint, request: &Request, run: &Run) ->
     schedule(&mut text, &settings);
     memory(&mut text, checkpoint, &settings, run)?;
     Ok(text)
+}
+
+/// Text encoders, UNet and VAE decoder of Stable Diffusion or the x4 upscaler.
+pub(super) fn parts(text: &mut String, checkpoint: &Checkpoint) {
+    let mut total = 0;
+    for (index, encoder) in checkpoint.text_encoders.iter().enumerate() {
+        let name = if index == 0 { "text_encoder".to_owned() } else { format!("text_encoder_{}", index + 1) };
+        total += part(text, &name, encoder.weights.as_ref(), &clip(&encoder.config));
+        line(text, &format!("  tokenizer: {}", tokenizer(&encoder.tokenizer)));
+    }
+    total += part(text, "unet", checkpoint.unet.weights.as_ref(), &unet(&checkpoint.unet.config));
+    total += part(text, "vae decoder", checkpoint.vae.weights.as_ref(), &vae(&checkpoint.vae.config));
+    line(text, &format!("together: {} parameters", thousands(total)));
 }
 
 pub(super) fn line(text: &mut String, line: &str) {
@@ -119,7 +111,7 @@ pub(super) fn part(text: &mut String, name: &str, source: &dyn Source, config: &
     count
 }
 
-fn clip(config: &ClipConfig) -> String {
+pub(super) fn clip(config: &ClipConfig) -> String {
     let activation = match config.activation {
         Activation::QuickGelu => "quick GELU",
         Activation::Gelu => "GELU",
@@ -148,7 +140,7 @@ fn unet(config: &UnetConfig) -> String {
         list(&of(|block| block.head_count)),
         config.down.iter().map(|block| list(&block.transformer_layers)).collect::<Vec<_>>().join("; "),
         config.cross_attention_dim,
-        config.in_channels
+        config.out_channels
     );
     if let Some(added) = &config.text_time {
         let _ = write!(text, ", added conditioning of width {}", added.input_dim);
@@ -170,7 +162,7 @@ fn vae(config: &VaeConfig) -> String {
     )
 }
 
-fn tokenizer(files: &TokenizerFiles) -> String {
+pub(super) fn tokenizer(files: &TokenizerFiles) -> String {
     match files {
         TokenizerFiles::Folder { files, .. } if files.contains_key("tokenizer.json") => "tokenizer.json".to_owned(),
         TokenizerFiles::Folder { .. } => "vocab.json and merges.txt".to_owned(),
@@ -196,6 +188,7 @@ pub(super) fn prediction_word(kind: PredictionType) -> &'static str {
 }
 
 /// What a table of memory is about.
+#[derive(Clone, Copy)]
 pub(super) struct Run {
     /// f32, f16 or, where it depends on the adapter, both.
     pub precision: PrecisionArg,
@@ -203,6 +196,17 @@ pub(super) struct Run {
     pub pictures: u32,
     /// How they are decoded.
     pub tiling: Tiling,
+    /// In which tiles a picture is enlarged.
+    pub tile: TileSide,
+}
+
+/// The number formats that a table is about.
+pub(super) fn precisions(asked: PrecisionArg) -> &'static [DType] {
+    match asked {
+        PrecisionArg::Auto => &[DType::F32, DType::F16],
+        PrecisionArg::F32 => &[DType::F32],
+        PrecisionArg::F16 => &[DType::F16],
+    }
 }
 
 /// A table of what each stage takes on the adapter.
@@ -211,12 +215,7 @@ pub(super) fn memory(text: &mut String, checkpoint: &Checkpoint, settings: &Sett
     let (width, height) = (settings.width, settings.height);
     line(text, &format!("memory on the adapter for {width} x {height} pixels, {latents} latents a step:"));
     let limits = Limits::default();
-    let precisions: &[DType] = match run.precision {
-        PrecisionArg::Auto => &[DType::F32, DType::F16],
-        PrecisionArg::F32 => &[DType::F32],
-        PrecisionArg::F16 => &[DType::F16],
-    };
-    for precision in precisions {
+    for precision in precisions(run.precision) {
         let name = precision.name();
         line(text, &format!("  {name:<8}{:>12}{:>14}{:>12}{:>12}", "weights", "activations", "others", "at most"));
         let stages = inspect::memory_of(checkpoint, settings, *precision, limits, run.pictures, run.tiling)?;

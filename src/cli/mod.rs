@@ -1,5 +1,6 @@
 //! The program `scumble`: command line, progress, files. Exit codes: 0 done, 1 failed, 2 the command cannot be meant so.
 
+pub mod about;
 pub mod args;
 pub mod bench;
 pub mod bench_tables;
@@ -15,9 +16,12 @@ pub mod latents;
 pub mod model_hash;
 pub mod output;
 pub mod painter;
+pub mod picture;
 pub mod progress;
 pub mod systems;
 pub mod tune;
+pub mod unclip_info;
+pub mod upscale;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -52,6 +56,7 @@ pub fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
+        Command::Upscale(args) => upscale::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Convert(args) => convert::run(args),

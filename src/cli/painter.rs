@@ -9,14 +9,13 @@ use crate::cli::generate::{Painter, Picture};
 use crate::cli::latents::Dump;
 use crate::cli::model_hash::HashSource;
 use crate::cli::progress::{Reporter, Unit};
-use crate::cli::systems::{Opened, kind_of, open_dalle};
-use crate::cli::{cache, dalle_info, info, tune};
+use crate::cli::systems::OpenedChain;
+use crate::cli::{cache, tune};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuOptions};
-use crate::pipelines::{Drawing, Event, Precision, Request, Settings, System, Tiling, Variation};
+use crate::pipelines::{Drawing, Event, Precision, Request, System, TileSide, Tiling, Variation};
 use crate::sampling::{SamplerKind, ScheduleKind, published};
 use crate::weights::checkpoint::{Checkpoint, CheckpointOptions};
-use crate::weights::kind::ModelKind;
 
 /// A system on an adapter, with the stages that the last picture left loaded.
 struct Studio {
@@ -64,54 +63,15 @@ impl From<PrecisionArg> for Precision {
     }
 }
 
-/// What would run for `request`, as text for a terminal: sizes, schedule and memory. Needs no adapter.
-pub fn explain(args: &GenerateArgs, request: &Request) -> Result<String> {
-    if let Some(path) =
-        args.model.as_deref().filter(|path| kind_of(path).is_ok_and(|kind| kind == ModelKind::DalleMini))
-    {
-        let (checkpoint, _) = open_dalle(path, args.vqgan.as_deref())?;
-        let mut text = format!("model: {} (DALL-E mini)\n", checkpoint.name);
-        dalle_info::explain(&mut text, &checkpoint, request, args.precision)?;
-        return Ok(text);
-    }
-    told_of(args.model.as_deref())?;
-    let (checkpoint, _) = open_model(args.model.as_deref(), args.prediction_type.as_deref())?;
-    let settings = Settings::resolve(request, &checkpoint)?;
-    let Settings { width, height, steps, guidance_scale, guidance_rescale, clip_skip, scheduler, guided } = &settings;
-    let program = scheduler.program(*steps as usize, None)?;
-    let calls = if *guided { "two predictions a step" } else { "off" };
-    let mut text = format!("model: {} ({})\n", checkpoint.name, checkpoint.class.name());
-    text.push_str(&format!("picture: {width} x {height} pixels, steps: {steps}\n"));
-    text.push_str(&format!("sampler: {}, schedule: {}\n", scheduler.sampler(), scheduler.schedule()));
-    text.push_str(&format!("prediction: {}\n", info::prediction_word(scheduler.prediction_type())));
-    text.push_str(&format!("guidance: {guidance_scale} ({calls}), rescale {guidance_rescale}\n"));
-    text.push_str(&format!("text encoder layers left out at the end: {clip_skip}\n"));
-    let tiling = Tiling::from_environment(&args.vae_tiling)?;
-    let run = info::Run { precision: args.precision, pictures: args.batch, tiling };
-    info::memory(&mut text, &checkpoint, &settings, &run)?;
-    text.push_str(&program.to_string());
-    Ok(text)
-}
-
-/// Errors for a model that draws and of which nothing is told before.
-pub fn told_of(model: Option<&Path>) -> Result<()> {
-    match model.map(kind_of) {
-        None | Some(Err(_) | Ok(ModelKind::StableDiffusion | ModelKind::DalleMini)) => Ok(()),
-        Some(Ok(kind)) => Err(Error::usage("nothing can be told of this kind of model without drawing")
-            .at("--explain and info")
-            .expected("Stable Diffusion or DALL-E mini")
-            .found(kind)),
-    }
-}
-
 /// Opens model and adapter as the command asks for.
 pub fn load(args: &GenerateArgs, reporter: &mut Reporter) -> Result<Box<dyn Painter>> {
     args.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     let word = args.schedule.as_deref().filter(|word| published::find(word).is_none());
     word.map(ScheduleKind::from_str).transpose()?;
     Tiling::from_environment(&args.vae_tiling)?;
+    TileSide::from_str(&args.tile)?;
     reporter.begin("opening the model", 0, Unit::Pieces);
-    let (opened, hash) = Opened::open(args)?;
+    let (opened, hash) = OpenedChain::open(args)?;
     reporter.begin("opening the adapter", 0, Unit::Pieces);
     let gpu = open_gpu(args.adapter.as_deref())?;
     reporter.end();

@@ -142,7 +142,10 @@ impl<'a> Archive<'a> {
         let names: Vec<String> = names.take(8).collect();
         self.find(name, most)?.ok_or_else(|| {
             let error = Error::new("missing array").at(place).expected("one of that name").found(names.join(", "));
-            error.hint("a file written by `scumble evaluate stats`, pytorch-fid or clean-fid")
+            error.hint(match name {
+                "feats" => "a file written by `scumble evaluate stats --features`, or clean-fid's of features",
+                _ => "a file written by `scumble evaluate stats`, pytorch-fid or clean-fid",
+            })
         })
     }
 

@@ -48,6 +48,7 @@ impl Conv2d {
             padding: self.padding,
             upsample: self.upsample,
             activation: Activation::None,
+            scale: 1.0,
             bias: true,
             row_bias: self.row_bias.then_some(Slice { channels: self.outputs, first: 0 }),
             residual: self.residual,

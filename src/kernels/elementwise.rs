@@ -1,4 +1,4 @@
-//! `act(scale_a * a + scale_b * b + shift)`: sums, activations, scaling and conversion.
+//! `act(scale_a * a + scale_b * b + shift)`: sums, activations, scaling and conversion; and products `a * b`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -20,6 +20,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0).
     Relu,
+    /// max(x, 0.2 x), the slope that ESRGAN takes (arXiv:1809.00219; PyTorch's `LeakyReLU(0.2)`).
+    LeakyRelu,
 }
 
 impl Activation {
@@ -32,6 +34,7 @@ impl Activation {
             Activation::QuickGelu => 3,
             Activation::GeluTanh => 4,
             Activation::Relu => 5,
+            Activation::LeakyRelu => 6,
         }
     }
 
@@ -46,6 +49,7 @@ impl Activation {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }
             Activation::Relu => x.max(0.0),
+            Activation::LeakyRelu => x.max(0.2 * x),
         }
     }
 }
@@ -116,6 +120,14 @@ pub fn call(config: Elementwise, rows: u32, channels: u32, types: [DType; 3], li
     };
     let bytes = sizes.iter().map(|(row, _)| row * u64::from(rows)).sum();
     Some(Call { variant, launches: launches.collect(), flops: 3 * u64::from(rows) * u64::from(channels), bytes })
+}
+
+/// a * b, as [`call`].
+pub fn product(rows: u32, channels: u32, types: [DType; 3], limits: &Limits) -> Option<Call> {
+    let config = Elementwise { scale_a: 1.0, scale_b: Some(1.0), shift: 0.0, activation: Activation::None };
+    let mut call = call(config, rows, channels, types, limits)?;
+    call.variant.constants[0] = ("BINARY", 2);
+    Some(call)
 }
 
 /// The same in f64.

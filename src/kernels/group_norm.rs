@@ -1,5 +1,5 @@
-//! GroupNorm with an optional scale and shift and an activation over one tensor or two side by side, in two kernels: statistics per chunk of rows, then
-//! the application, whose every workgroup combines the few statistics that it needs.
+//! GroupNorm with an optional scale and shift, of a picture or of a place, and an activation over one tensor or two side by side, in two
+//! kernels: statistics per chunk of rows, then the application, whose every workgroup combines the few statistics that it needs.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -29,7 +29,8 @@ pub struct GroupNorm {
     pub groups: u32,
     /// Added to the variance.
     pub eps: f32,
-    /// Whether the result is multiplied by 1 plus a scale and a shift is added, which every picture has of its own.
+    /// Whether the result is multiplied by 1 plus a scale and a shift is added, which every picture has of its own; or by a
+    /// scale, where every place has.
     pub modulation: Option<Modulation>,
     /// Applied last: none, SiLU or GELU.
     pub activation: Activation,
@@ -46,6 +47,29 @@ pub struct Modulation {
     pub scale: u32,
     /// First channel of the shifts, a multiple of four.
     pub shift: u32,
+    /// Places that have a row of their own, rather than pictures; there is no 1 plus then.
+    pub grid: Option<Grid>,
+}
+
+/// A grid of rows, coarser than the picture or as fine: every place has that of the cell it lies in (`nearest`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Places of a line of the picture, a multiple of `factor`.
+    pub width: u32,
+    /// Places of a cell along either axis; divides the picture's height, too.
+    pub factor: u32,
+}
+
+impl Grid {
+    /// Cells of a picture of `positions` places.
+    fn cells(self, positions: u32) -> u32 {
+        positions / self.width / self.factor * (self.width / self.factor)
+    }
+
+    /// The first cell of the line of cells in which a place lies.
+    fn line(self, position: u64) -> u64 {
+        position / u64::from(self.width) / u64::from(self.factor) * u64::from(self.width / self.factor)
+    }
 }
 
 /// How the columns (vectors of four channels) are shared out: whole groups to every workgroup.
@@ -115,6 +139,24 @@ impl GroupNorm {
         self.positions.div_ceil(self.chunk(limits))
     }
 
+    fn grid(&self) -> Option<Grid> {
+        self.modulation?.grid
+    }
+
+    /// The row of the modulation that row `row` of x reads.
+    pub(super) fn modulation_row(&self, row: usize) -> usize {
+        let (image, place) = (row / self.positions as usize, row % self.positions as usize);
+        let Some(grid) = self.grid() else { return image };
+        let (width, factor) = (grid.width as usize, grid.factor as usize);
+        let cell = place / width / factor * (width / factor) + place % width / factor;
+        image * grid.cells(self.positions) as usize + cell
+    }
+
+    /// Rows of the modulation.
+    pub fn modulation_rows(&self) -> u32 {
+        self.batch * self.grid().map_or(1, |grid| grid.cells(self.positions))
+    }
+
     /// The channels of each source.
     fn parts(&self) -> [u32; 2] {
         [self.channels - self.second, if self.second == 0 { self.channels } else { self.second }]
@@ -129,16 +171,23 @@ impl GroupNorm {
         }
     }
 
-    /// Blocks of `block` rows cut into dispatches; `tensors` are the channels of every row-mapped binding. Returns the first
-    /// block, how many, and the bound parts.
-    fn bands(&self, block: u32, tensors: &[u32], limits: &Limits) -> Option<Vec<(u32, u32, Vec<bands::Span>)>> {
+    /// Blocks of `block` rows cut into dispatches; `tensors` are the channels of every row-mapped binding, behind which
+    /// comes the grid's, if `grid` is one. Returns the first block, how many, and the bound parts.
+    fn bands(
+        &self,
+        block: u32,
+        tensors: &[u32],
+        grid: Option<(u32, Grid)>,
+        limits: &Limits,
+    ) -> Option<Vec<(u32, u32, Vec<bands::Span>)>> {
         let positions = u64::from(self.positions);
         let blocks = positions.div_ceil(u64::from(block));
         let row = |index: u64| index / blocks * positions + (index % blocks * u64::from(block)).min(positions);
         let vector = vector_bytes(self.dtype);
         let spans = |begin: u64, end: u64| -> Vec<bands::Span> {
             let bytes = tensors.iter().map(|channels| u64::from(vectors(*channels)) * vector);
-            bytes.map(|bytes| bands::span(row(begin), row(end), bytes, vector, limits)).collect()
+            let rows = bytes.map(|bytes| bands::span(row(begin), row(end), bytes, vector, limits));
+            rows.chain(grid.map(|grid| self.cells(row(begin), row(end), grid, limits))).collect()
         };
         let fits = |begin: u64, end: u64| {
             end - begin <= u64::from(limits.workgroups)
@@ -146,6 +195,15 @@ impl GroupNorm {
         };
         let bands = bands::split(blocks * u64::from(self.batch), fits)?;
         Some(bands.into_iter().map(|(begin, end)| (begin as u32, (end - begin) as u32, spans(begin, end))).collect())
+    }
+
+    /// The part of the grid's rows of `channels` channels that the rows `begin .. end` read, whole lines of cells.
+    fn cells(&self, begin: u64, end: u64, (channels, grid): (u32, Grid), limits: &Limits) -> bands::Span {
+        let (positions, all) = (u64::from(self.positions), u64::from(grid.cells(self.positions)));
+        let line = |row: u64| row / positions * all + grid.line(row % positions);
+        let vector = vector_bytes(DType::F32);
+        let last = line(end - 1) + u64::from(grid.width / grid.factor);
+        bands::span(line(begin), last, u64::from(vectors(channels)) * vector, vector, limits)
     }
 
     fn params(&self, block: u32, first: u32, parts: &[bands::Span], limits: &Limits) -> Params {
@@ -175,7 +233,11 @@ impl GroupNorm {
             modulation_width: self.modulation.map_or(0, |part| vectors(part.channels)),
             scale_first: self.modulation.map_or(0, |part| part.scale / 4),
             shift_first: self.modulation.map_or(0, |part| part.shift / 4),
-            pad: 0,
+            grid_width: self.grid().map_or(1, |grid| grid.width),
+            factor: self.grid().map_or(1, |grid| grid.factor),
+            modulation_base: parts.get(3).map_or(0, |part| part.base),
+            pad0: 0,
+            pad1: 0,
         }
     }
 }
@@ -207,7 +269,11 @@ pub struct Params {
     modulation_width: u32,
     scale_first: u32,
     shift_first: u32,
-    pad: u32,
+    grid_width: u32,
+    factor: u32,
+    modulation_base: u32,
+    pad0: u32,
+    pad1: u32,
 }
 
 fn bound(parts: &[bands::Span]) -> impl Iterator<Item = Option<(u64, u64)>> {
@@ -218,11 +284,12 @@ fn bound(parts: &[bands::Span]) -> impl Iterator<Item = Option<(u64, u64)>> {
 /// `None` when a chunk of rows is larger than a binding.
 pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     let chunk = config.chunk(limits);
-    let launches = config.bands(chunk, &config.parts(), limits)?.into_iter().map(|(first, count, parts)| Launch {
-        params: bytemuck::bytes_of(&config.params(chunk, first, &parts, limits)).to_vec(),
-        workgroups: [config.tiling().tiles, count, 1],
-        ranges: bound(&parts).chain([None]).collect(),
-    });
+    let launches =
+        config.bands(chunk, &config.parts(), None, limits)?.into_iter().map(|(first, count, parts)| Launch {
+            params: bytemuck::bytes_of(&config.params(chunk, first, &parts, limits)).to_vec(),
+            workgroups: [config.tiling().tiles, count, 1],
+            ranges: bound(&parts).chain([None]).collect(),
+        });
     let elements = u64::from(config.batch * config.positions) * u64::from(config.channels);
     Some(Call {
         variant: Variant {
@@ -238,7 +305,7 @@ pub fn stats(config: &GroupNorm, limits: &Limits) -> Option<Call> {
 }
 
 /// a, b (a again when there is one source), partials, weight, bias and, where there is a modulation, its rows
-/// [B, modulation channels] -> y [B, P, C]. `None` when a block of rows is larger than a binding.
+/// [`GroupNorm::modulation_rows`] -> y [B, P, C]. `None` when a block of rows is larger than a binding.
 ///
 /// # Panics
 /// When the activation is another than none, SiLU and GELU.
@@ -247,13 +314,18 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
     let known = matches!(config.activation, Activation::None | Activation::Silu | Activation::Gelu);
     assert!(known, "group_norm has no {:?}", config.activation);
     let modulated = u32::from(config.modulation.is_some());
+    let spatial = u32::from(config.grid().is_some());
     let [a, b] = config.parts();
-    let launches = config.bands(block, &[a, b, config.channels], limits)?.into_iter().map(|(first, count, parts)| {
-        let read = bound(&parts[..2]).chain(vec![None; 3 + modulated as usize]);
+    let grid = config.modulation.and_then(|part| Some((part.channels, part.grid?)));
+    let bands = config.bands(block, &[a, b, config.channels], grid, limits)?;
+    let launches = bands.into_iter().map(|(first, count, parts)| {
+        // Rows of modulation that belong to pictures are bound whole.
+        let modulation = config.modulation.map(|_| bound(&parts[3..]).next().flatten());
+        let read = bound(&parts[..2]).chain([None; 3]).chain(modulation);
         Launch {
             params: bytemuck::bytes_of(&config.params(block, first, &parts, limits)).to_vec(),
             workgroups: [config.tiling().tiles, count, 1],
-            ranges: read.chain(bound(&parts[2..])).collect(),
+            ranges: read.chain(bound(&parts[2..3])).collect(),
         }
     });
     let elements = u64::from(config.batch * config.positions) * u64::from(config.channels);
@@ -265,7 +337,9 @@ pub fn apply(config: &GroupNorm, limits: &Limits) -> Option<Call> {
                 ("SEAM", config.seam()),
                 ("SILU", u32::from(config.activation == Activation::Silu)),
                 ("GELU", u32::from(config.activation == Activation::Gelu)),
-                ("MODULATED", modulated),
+                ("BOUND", modulated),
+                ("MODULATED", modulated - spatial),
+                ("SPATIAL", spatial),
                 ("LAST", 6 + modulated),
             ],
             types: vec![("X", config.dtype), ("Y", config.dtype)],
@@ -293,8 +367,9 @@ pub fn reference(config: &GroupNorm, x: &[f64], weight: &[f64], bias: &[f64], mo
                 let channel = i % channels;
                 let v = (x[i] - mean) * scale * weight[channel] + bias[channel];
                 let v = config.modulation.map_or(v, |part| {
-                    let row = &modulation[image * part.channels as usize..];
-                    v * (1.0 + row[part.scale as usize + channel]) + row[part.shift as usize + channel]
+                    let row = &modulation[config.modulation_row(i / channels) * part.channels as usize..];
+                    let one = if part.grid.is_some() { 0.0 } else { 1.0 };
+                    v * (one + row[part.scale as usize + channel]) + row[part.shift as usize + channel]
                 });
                 y[i] = config.activation.apply(v);
             }

@@ -45,6 +45,7 @@ impl Matmul {
             padding: [0, 0],
             upsample: false,
             activation: self.activation,
+            scale: 1.0,
             bias: self.bias,
             row_bias: None,
             residual: self.residual,

@@ -37,7 +37,7 @@ pub struct Matrix {
     pub output: [u32; 2],
     /// Input channels.
     pub inputs: u32,
-    /// Channels of a second input of as many rows, which follow those of the first one; 0 without. One tap only.
+    /// Channels of a second input of the same height and width, which follow those of the first one; 0 without.
     pub second: u32,
     /// Output channels; with `gated` those after the product with the gates.
     pub outputs: u32,
@@ -51,6 +51,8 @@ pub struct Matrix {
     pub upsample: bool,
     /// Applied after the biases.
     pub activation: Activation,
+    /// Factor of what comes of that, before the residual.
+    pub scale: f32,
     /// Whether there is a bias.
     pub bias: bool,
     /// Where a bias for every picture, [B, outputs] in f32, lies in its tensor.
@@ -287,7 +289,6 @@ impl Matrix {
 
     /// The parameters of one launch over everything.
     pub(super) fn params(&self) -> Params {
-        assert!(self.second == 0 || self.kernel == [1, 1], "two inputs go with one tap: {self:?}");
         let [height, width] = if self.upsample { self.output } else { self.input };
         let slice = self.row_bias.unwrap_or(Slice { channels: self.outputs, first: 0 });
         Params {
@@ -308,7 +309,7 @@ impl Matrix {
             a_base: 0,
             residual_base: 0,
             out_base: 0,
-            scale: 1.0,
+            scale: self.scale,
             panels: self.panels(),
             flags: u32::from(self.bias) + 2 * u32::from(self.row_bias.is_some()) + 4 * u32::from(self.residual),
             second4: vectors(self.second),
@@ -366,6 +367,7 @@ impl Matrix {
                 }
                 value =
                     if self.gated { value * self.gate().apply(sum(outputs + n)) } else { self.activation.apply(value) };
+                value *= f64::from(self.scale);
                 out.push(value + if self.residual { residual[row * outputs + n] } else { 0.0 });
             }
         }

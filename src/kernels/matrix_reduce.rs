@@ -72,6 +72,7 @@ pub fn reference(
             } else {
                 config.activation.apply(value)
             };
+            value *= f64::from(config.scale);
             out.push(value + if config.residual { residual[row * outputs + n] } else { 0.0 });
         }
     }

@@ -6,6 +6,8 @@ pub mod config;
 /// From the intermediate product to a picture.
 pub mod decoder {
     mod bands;
+    pub mod movq;
+    pub mod rrdb;
     pub mod vae;
     pub mod vqgan;
 }
@@ -15,11 +17,14 @@ pub mod generator {
     pub mod conditioning;
     pub mod context;
     pub mod image_tokens;
+    pub mod prior;
+    pub mod text_proj;
     pub mod unet;
     mod unet_blocks;
 }
 mod linears;
 pub mod nn;
+mod norms;
 mod resnet;
 /// From tokens to vectors.
 pub mod text {

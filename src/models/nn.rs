@@ -7,8 +7,6 @@ use crate::error::Error;
 use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::conv2d::Conv2d;
 use crate::kernels::elementwise::{self, Activation, Elementwise};
-use crate::kernels::group_norm::{self, GroupNorm, Modulation};
-use crate::kernels::layer_norm::{self, LayerNorm};
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matrix::{Matrix, Operands, Run, Slice};
 use crate::kernels::pool::{self, Pool};
@@ -24,8 +22,11 @@ pub use super::attention::{
 };
 pub use super::linears::linears;
 pub(super) use super::linears::projected;
+pub use super::norms::{Norm, group_norm, group_norm_of, group_norm_with, layer_norm};
 pub use super::resnet::{Resize, Resnet, ResnetBlock, resnet, resnet_block};
-pub use super::tokens::{add_vector, concat_tokens, double, halve, linear_tokens, mean, pad_zeros};
+pub use super::tokens::{
+    add_vector, alternating_tokens, concat_tokens, double, gather, halve, linear_tokens, mean, pad_zeros, reshaped,
+};
 
 /// A linear layer's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -298,96 +299,6 @@ fn convolution(g: &mut Graph, w: &Weights<'_>, x: Value, weight: WeightId, bias:
     push_product(g, w.path(), &config, operands, to)
 }
 
-/// A GroupNorm's options.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Norm {
-    /// More input channels, behind those of x: [B, H, W, J].
-    pub second: Option<Value>,
-    /// Groups.
-    pub groups: u32,
-    /// Added to the variance.
-    pub eps: f32,
-    /// Scales and shifts n * (1 + scale) + shift: the channels from the given ones on of [B, 1, 1, ..] in f32.
-    pub modulation: Option<(Value, [u32; 2])>,
-    /// Applied last: none, SiLU or GELU.
-    pub activation: Activation,
-}
-
-impl Norm {
-    /// Of one source, and nothing else.
-    pub fn new(groups: u32, eps: f32) -> Self {
-        Self { second: None, groups, eps, modulation: None, activation: Activation::None }
-    }
-}
-
-/// x [B, H, W, C] -> the same, normalised over positions and the channels of each group, then SiLU where asked.
-pub fn group_norm(g: &mut Graph, w: &Weights<'_>, x: Value, groups: u32, eps: f32, silu: bool) -> Value {
-    group_norm_of(g, w, x, None, groups, eps, silu)
-}
-
-/// The same over [x | second] along the channels, of which no copy is made: groups may straddle the seam.
-pub fn group_norm_of(
-    g: &mut Graph,
-    w: &Weights<'_>,
-    x: Value,
-    second: Option<Value>,
-    groups: u32,
-    eps: f32,
-    silu: bool,
-) -> Value {
-    let activation = if silu { Activation::Silu } else { Activation::None };
-    group_norm_with(g, w, x, Norm { second, activation, ..Norm::new(groups, eps) })
-}
-
-/// The same with all options.
-pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) -> Value {
-    let Norm { second, groups, eps, modulation, activation } = options;
-    let from = g.shape(x);
-    let more = second.map_or(0, |second| {
-        let other = g.shape(second);
-        assert!(other == from.with_channels(other.channels), "{}: {from} and {other} differ in rows", w.path());
-        assert!(g.dtype(second) == g.dtype(x), "{}: two sources of different types", w.path());
-        other.channels
-    });
-    let shape = from.with_channels(from.channels + more);
-    let (batch, positions, channels) = (shape.batch, shape.positions(), shape.channels);
-    assert!(channels.is_multiple_of(groups), "{}: {groups} groups do not divide {channels} channels", w.path());
-    let dtype = g.dtype(x);
-    let parts = modulation.map(|(row, [scale, shift])| Modulation { channels: g.shape(row).channels, scale, shift });
-    let config =
-        GroupNorm { batch, positions, channels, second: more, groups, eps, modulation: parts, activation, dtype };
-    if config.too_wide() {
-        g.fail(
-            Error::new("a group of a GroupNorm is too wide")
-                .at(w.path())
-                .expected("at most 1024 channels, or 256 of an odd number")
-                .found(channels / groups)
-                .hint("a model with more norm_num_groups"),
-        );
-    }
-    let weight = vector(g, &w.at("weight"), channels);
-    let bias = vector(g, &w.at("bias"), channels);
-    let [a, b] = [x, second.unwrap_or(x)].map(Operand::from);
-    let call = group_norm::stats(&config, g.limits());
-    let partials = Shape::new(batch, groups, config.chunks(g.limits()), 4);
-    let partials = push(g, w.path(), call, vec![a, b], partials, DType::F32);
-    let call = group_norm::apply(&config, g.limits());
-    let mut inputs = vec![a, b, partials.into(), weight.into(), bias.into()];
-    inputs.extend(modulation.map(|(row, _)| Operand::from(row)));
-    push(g, w.path(), call, inputs, shape, dtype)
-}
-
-/// x [.., C] -> the same, normalised over the channels.
-pub fn layer_norm(g: &mut Graph, w: &Weights<'_>, x: Value, eps: f32) -> Value {
-    let shape = g.shape(x);
-    let dtype = g.dtype(x);
-    let weight = vector(g, &w.at("weight"), shape.channels);
-    let bias = vector(g, &w.at("bias"), shape.channels);
-    let config = LayerNorm { rows: shape.rows(), channels: shape.channels, eps, dtype };
-    let call = layer_norm::call(&config, g.limits());
-    push(g, w.path(), call, vec![x.into(), weight.into(), bias.into()], shape, dtype)
-}
-
 /// [a | b] along the channels.
 pub fn concat(g: &mut Graph, label: &str, a: Value, b: Value) -> Value {
     let (from, other) = (g.shape(a), g.shape(b));
@@ -411,6 +322,13 @@ pub fn pool(g: &mut Graph, label: &str, x: Value, config: Pool) -> Value {
     push(g, label, call, vec![x.into()], Shape::new(batch, config.output[0], config.output[1], channels), dtype)
 }
 
+/// a * b, b being a value or a table of the shape of a and stored like it.
+pub fn multiply(g: &mut Graph, label: &str, a: Value, b: impl Into<Operand>) -> Value {
+    let (shape, dtype) = (g.shape(a), g.dtype(a));
+    let call = elementwise::product(shape.rows(), shape.channels, [dtype; 3], g.limits());
+    push(g, label, call, vec![a.into(), b.into()], shape, dtype)
+}
+
 /// act(x).
 pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) -> Value {
     pointwise(g, label, x, None, Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation })
@@ -420,6 +338,11 @@ pub fn activate(g: &mut Graph, label: &str, x: Value, activation: Activation) ->
 pub fn scale(g: &mut Graph, label: &str, x: Value, factor: f32, shift: f32) -> Value {
     let config = Elementwise { scale_a: factor, scale_b: None, shift, activation: Activation::None };
     pointwise(g, label, x, None, config)
+}
+
+/// act(factor * x + shift).
+pub fn scale_with(g: &mut Graph, label: &str, x: Value, (factor, shift): (f32, f32), activation: Activation) -> Value {
+    pointwise(g, label, x, None, Elementwise { scale_a: factor, scale_b: None, shift, activation })
 }
 
 fn pointwise(g: &mut Graph, label: &str, a: Value, b: Option<Value>, config: Elementwise) -> Value {

@@ -3,10 +3,11 @@
 
 use super::attention::Heads;
 use super::nn::{self, push};
-use crate::graph::{Graph, Shape, Value};
+use crate::graph::{Graph, Operand, RowSource, Shape, Value, WeightId};
 use crate::kernels::elementwise::{self, Activation, Elementwise};
 use crate::kernels::pool::{Mode, Pool};
 use crate::kernels::{concat, embed};
+use crate::tensor::DType;
 use crate::weights::Weights;
 
 /// A window of one place that leaves x as it is.
@@ -21,7 +22,7 @@ fn place(from: Shape) -> Pool {
         stride: [1, 1],
         padding: [0, 0],
         enlarge: 1,
-        dtype: crate::tensor::DType::F32,
+        dtype: DType::F32,
     }
 }
 
@@ -68,13 +69,52 @@ pub fn pad_zeros(g: &mut Graph, label: &str, x: Value, count: u32) -> Value {
 /// x [B, 1, 1, K] -> `count` tokens [B, count, width] by one linear layer of count * width outputs.
 pub fn linear_tokens(g: &mut Graph, w: &Weights<'_>, x: Value, count: u32, width: u32) -> Value {
     let from = g.shape(x);
-    let flat = nn::projected(g, w, x, Heads { count, width });
-    // The same numbers under another shape: a copy of whole rows, as a token is padded as a head is.
-    let shape = Shape::tokens(from.batch, count, width);
-    let dtype = g.dtype(flat);
+    let rows: Vec<RowSource> =
+        Heads { count, width }.channels().into_iter().map(|row| row.map(|row| (0, row))).collect();
+    let flat = nn::projected(g, w, x, count * width, rows);
+    // A token is padded as a head is.
+    reshaped(g, w.path(), flat, Shape::tokens(from.batch, count, width))
+}
+
+/// The same where the tokens' channels alternate: output c * count + i is channel c of token i.
+pub fn alternating_tokens(g: &mut Graph, w: &Weights<'_>, x: Value, count: u32, width: u32) -> Value {
+    let from = g.shape(x);
+    let channel = |token: u32, channel: u32| (channel < width).then_some((0, channel * count + token));
+    let padded = width.next_multiple_of(4);
+    let rows = (0..count).flat_map(|token| (0..padded).map(move |c| channel(token, c))).collect();
+    let flat = nn::projected(g, w, x, count * width, rows);
+    reshaped(g, w.path(), flat, Shape::tokens(from.batch, count, width))
+}
+
+/// The same stored numbers under another shape, which must take as many vectors: a copy.
+pub fn reshaped(g: &mut Graph, label: &str, x: Value, shape: Shape) -> Value {
+    let dtype = g.dtype(x);
+    assert!(g.shape(x).bytes(dtype) == shape.bytes(dtype), "{label}: {} is not {shape}", g.shape(x));
     let copy = Elementwise { scale_a: 1.0, scale_b: None, shift: 0.0, activation: Activation::None };
     let call = elementwise::call(copy, shape.rows(), shape.channels, [dtype; 3], g.limits());
-    push(g, w.path(), call, vec![flat.into(), flat.into()], shape, dtype)
+    push(g, label, call, vec![x.into(), x.into()], shape, dtype)
+}
+
+/// Rows `ids` of `tables`, of which each counts as `split` rows, whatever it has -> [B, T, C], plus the row of `places` [T, C] of
+/// each token, where there are any. All are stored alike.
+pub fn gather(
+    g: &mut Graph,
+    label: &str,
+    (tables, split): (&[Operand], u32),
+    ids: &[u32],
+    places: Option<WeightId>,
+    (shape, dtype): (Shape, DType),
+) -> Value {
+    assert!(ids.len() == shape.rows() as usize && tables.len() <= embed::RANGES as usize, "{label}: ids for {shape}");
+    let rows: Vec<f32> = ids.iter().flat_map(|id| [f32::from_bits(*id), 0.0, 0.0, 0.0]).collect();
+    let ids = g.constant(rows);
+    let zeros = |g: &mut Graph| g.constant(vec![0.0; shape.channels.next_multiple_of(4) as usize]);
+    let tokens = if places.is_some() { shape.positions() } else { 1 };
+    let places = places.unwrap_or_else(|| zeros(g));
+    let table = |range: usize| tables[range.min(tables.len() - 1)];
+    let inputs = [ids.into(), places.into()].into_iter().chain((0..embed::RANGES as usize).map(table)).collect();
+    let call = embed::call(shape.rows() / tokens, tokens, shape.channels, split, dtype, g.limits());
+    push(g, label, call, inputs, shape, dtype)
 }
 
 /// x [B, 1, 1, C] plus the vector [1, C] at `w`.

@@ -345,6 +345,10 @@ impl Drawing for DalleDrawing {
         }
     }
 
+    fn size(&self) -> Option<[u32; 2]> {
+        Some([self.model.checkpoint.pixels(); 2])
+    }
+
     fn image(&self) -> Result<HostTensor> {
         match &self.decode {
             Some(decode) => decode.image(),

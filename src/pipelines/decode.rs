@@ -101,9 +101,10 @@ impl Decoder {
 }
 
 impl DecodeStage {
-    /// SDXL's autoencoder overflows f16 (its config says `force_upcast`): it runs in f32.
+    /// SDXL's and the x4 upscaler's autoencoders overflow f16 (their configs say `force_upcast`): they run in f32.
     fn precision(checkpoint: &Checkpoint, precision: DType) -> DType {
-        let upcast = checkpoint.class == PipelineClass::StableDiffusionXl && checkpoint.vae.config.force_upcast;
+        let wide = matches!(checkpoint.class, PipelineClass::StableDiffusionXl | PipelineClass::LatentUpscaler);
+        let upcast = wide && checkpoint.vae.config.force_upcast;
         if upcast { DType::F32 } else { precision }
     }
 

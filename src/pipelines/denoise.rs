@@ -8,6 +8,7 @@ use crate::graph::executor::Resident;
 use crate::graph::{Graph, Shape};
 use crate::models::generator::context::{self, TextKeys};
 use crate::models::generator::unet::{self, Conditioning};
+use crate::models::nn;
 use crate::pipelines::denoiser::{Denoiser, Run};
 use crate::pipelines::request::Settings;
 use crate::pipelines::stages::{Side, TextVectors, execute};
@@ -20,7 +21,8 @@ use crate::weights::{Claims, Source, Weights};
 pub(super) struct Graphs {
     /// `context` [B, T, D] -> the keys and values of every cross-attention, named by the layer's path.
     pub text: Graph,
-    /// `sample`, `timestep` and those -> `prediction`.
+    /// `sample`, `timestep` and those -> `prediction`; of the x4 upscaler also `low`, the picture with noise, and `level`, the
+    /// noise's level, written as token ids are.
     pub unet: Graph,
 }
 
@@ -49,7 +51,10 @@ impl DenoiseStage {
         let made = context::text_keys(&mut text, &w, config, vectors);
         made.iter().for_each(|(path, value)| text.output(path, value));
         let mut g = Graph::new(precision, limits);
-        let sample = g.input("sample", Shape { batch, ..Self::latent_shape(checkpoint, settings) }, precision);
+        let latent = Shape { batch, ..Self::latent_shape(checkpoint, settings) };
+        let sample = g.input("sample", latent, precision);
+        let upscales = checkpoint.class == PipelineClass::LatentUpscaler;
+        let low = upscales.then(|| g.input("low", latent.with_channels(3), precision));
         let row = |channels: u32| Shape::new(batch, 1, 1, channels);
         let given = Conditioning {
             timestep: g.input("timestep", row(1), DType::F32),
@@ -59,12 +64,13 @@ impl DenoiseStage {
             }),
             sizes: config.text_time.as_ref().map(|_| g.input("sizes", row(6), DType::F32)),
             guidance: config.time_cond_proj_dim.map(|_| g.input("guidance", row(1), DType::F32)),
-            class: None,
+            class: upscales.then(|| g.input("level", row(1), DType::F32)),
             mask: None,
         };
         let read = made.iter().map(|(path, value)| (path.to_owned(), g.input(path, text.shape(value), precision)));
         let read: TextKeys = read.collect();
-        let prediction = unet::unet(&mut g, &w, config, sample, given, &read);
+        let x = low.map_or(sample, |low| nn::concat(&mut g, "low", sample, low));
+        let prediction = unet::unet(&mut g, &w, config, x, given, &read);
         g.output("prediction", prediction);
         claims.finish(source)?;
         Ok(Graphs { text, unet: g })
@@ -87,10 +93,10 @@ impl DenoiseStage {
         1 + u32::from(settings.guided)
     }
 
-    /// [1, H/8, W/8, C].
+    /// [1, H/8, W/8, C]; of the x4 upscaler [1, H/4, W/4, C].
     pub fn latent_shape(checkpoint: &Checkpoint, settings: &Settings) -> Shape {
         let scale = checkpoint.vae.config.scale() as u32;
-        Shape::new(1, settings.height / scale, settings.width / scale, checkpoint.unet.config.in_channels as u32)
+        Shape::new(1, settings.height / scale, settings.width / scale, checkpoint.vae.config.latent_channels as u32)
     }
 
     /// Loads the stage for these prompts. What comes of the text vectors is computed first, so that the weights which make

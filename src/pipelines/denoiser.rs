@@ -129,6 +129,12 @@ impl Run {
     }
 }
 
+/// Where a run stands between two models.
+pub(super) struct Standing {
+    state: Resident,
+    sample: Resident,
+}
+
 /// A model on the GPU, and the solver that asks it.
 pub(super) struct Denoiser {
     model: Executor,
@@ -179,13 +185,17 @@ impl Denoiser {
         self.model.write("sample", &HostTensor { shape: vec![batch], data: input.repeat(batch) })
     }
 
-    /// Goes on where `other`, another model in the same run, stands.
-    #[expect(dead_code, reason = "Karlo's last step of super-resolution is another model's")]
-    pub fn take_over(&mut self, other: &Denoiser) -> Result<()> {
+    /// Where the run stands, which outlives this model.
+    pub fn standing(&self) -> Result<Standing> {
+        Ok(Standing { state: self.state()?, sample: self.model.resident("sample")? })
+    }
+
+    /// Goes on where another model left the same run.
+    pub fn take_over(&mut self, other: &Standing) -> Result<()> {
         self.turn = 0;
         self.flying.clear();
-        self.updates[0].copy_from("state", &other.state()?)?;
-        self.model.copy_from("sample", &other.model.resident("sample")?)
+        self.updates[0].copy_from("state", &other.state)?;
+        self.model.copy_from("sample", &other.sample)
     }
 
     /// Waits for evaluation `index` of the program. The adapter is given the one after it first, up to `end`, so that it never

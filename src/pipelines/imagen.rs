@@ -413,9 +413,18 @@ impl Drawing for ImagenDrawing {
         }
     }
 
+    fn size(&self) -> Option<[u32; 2]> {
+        self.settings.last().map(|last| [last.height, last.width])
+    }
+
     fn image(&self) -> Result<HostTensor> {
         let error = || Error::new("no picture yet").at("Drawing::image");
         self.picture.clone().ok_or_else(error)
+    }
+
+    /// The sample as it is, which diffusers' pipelines of pixels do not cut.
+    fn handed(&self) -> Result<HostTensor> {
+        self.image()
     }
 
     /// Text vectors, noise, the sample after each evaluation, the picture; with the stage's number from the second on.

@@ -191,7 +191,11 @@ impl Graphs {
         let prediction = unet::unet(&mut g, &w, config, x, given, &read);
         g.output("prediction", prediction);
         claims.finish(source)?;
-        let low = from.map(|from| enlarged(settings, limits, precision, from));
+        let low = from.map(|from| {
+            let tables =
+                Resampling::new(Resize::Bilinear { align_corners: true }, from, [settings.height, settings.width]);
+            mixed(settings.noising, Some(&tables), limits, precision, from)
+        });
         Ok(Self { text, unet: g, low, pixels: pixels_graph(settings, limits) })
     }
 
@@ -203,16 +207,22 @@ impl Graphs {
     }
 }
 
-/// The picture enlarged bilinearly, corners on corners, and mixed with noise.
-fn enlarged(settings: &StageSettings, limits: Limits, precision: DType, from: [u32; 2]) -> Graph {
+/// `picture` of the size `from` and `noise` -> `low`: the picture resized by `tables`, if there are any, and mixed with noise by
+/// the factors `noising`.
+pub(super) fn mixed(
+    noising: [f32; 2],
+    tables: Option<&Resampling>,
+    limits: Limits,
+    precision: DType,
+    from: [u32; 2],
+) -> Graph {
     let mut g = Graph::new(precision, limits);
-    let to = [settings.height, settings.width];
+    let to = tables.map_or(from, |tables| [tables.rows.output(), tables.columns.output()]);
     let picture = g.input("picture", Shape::new(1, from[0], from[1], 3), DType::F32);
     let noise = g.input("noise", Shape::new(1, to[0], to[1], 3), DType::F32);
-    let tables = Resampling::new(Resize::Bilinear { align_corners: true }, from, to);
-    let wide = nn::resample(&mut g, "picture", picture, &tables, DType::F32);
+    let wide = tables.map_or(picture, |tables| nn::resample(&mut g, "picture", picture, tables, DType::F32));
     let shape = g.shape(noise);
-    let [scale_a, scale_b] = settings.noising;
+    let [scale_a, scale_b] = noising;
     let mix = Elementwise { scale_a, scale_b: Some(scale_b), shift: 0.0, activation: Activation::None };
     let types = [DType::F32, DType::F32, precision];
     let call = elementwise::call(mix, shape.rows(), shape.channels, types, g.limits());

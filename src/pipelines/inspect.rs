@@ -159,6 +159,48 @@ pub fn memory_of(
     ])
 }
 
+/// What graphs that are on the adapter at the same time take there, in bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The first graph's name.
+    pub name: String,
+    /// Weights as packed.
+    pub weights: u64,
+    /// The most at any time, what they are loaded through included. Values that graphs share are counted in each, and what is
+    /// handed from stage to stage is left out.
+    pub peak: u64,
+    /// Why one of them cannot run within the limits, if it cannot.
+    pub fault: Option<Error>,
+}
+
+/// Sums up a system's `graphs`, in their order: those that `together` names are there at the same time, every other one is alone.
+/// A solver's update, which is called `.. scheduler`, is compiled twice.
+pub fn loaded<N: AsRef<str>>(graphs: &[(N, Graph)], together: &[Vec<String>]) -> Vec<Loaded> {
+    let all: Vec<(&str, &Graph)> = graphs.iter().map(|(name, graph)| (name.as_ref(), graph)).collect();
+    let mut found = Vec::new();
+    for (name, graph) in &all {
+        let group = together.iter().find(|group| group.iter().any(|member| member == name));
+        let members: Vec<(&str, &Graph)> = match group {
+            None => vec![(*name, *graph)],
+            Some(group) if group.first().is_some_and(|first| first == name) => {
+                all.iter().filter(|(member, _)| group.iter().any(|known| known == member)).copied().collect()
+            }
+            Some(_) => continue,
+        };
+        let (mut weights, mut held, mut loading, mut fault) = (0, 0, 0, None);
+        for (member, graph) in members {
+            let each = footprint(graph);
+            let copies = if member == "scheduler" || member.ends_with(" scheduler") { 2 } else { 1 };
+            weights += copies * each.weights;
+            held += copies * each.loaded();
+            loading = loading.max(each.peak() - each.loaded());
+            fault = fault.or_else(|| graph.fault().cloned());
+        }
+        found.push(Loaded { name: (*name).to_owned(), weights, peak: held + loading, fault });
+    }
+    found
+}
+
 /// A stage's `graph`, compiled and its weights uploaded.
 ///
 /// # Errors

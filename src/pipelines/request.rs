@@ -121,7 +121,7 @@ pub struct Settings {
 }
 
 /// A model's defaults of steps and guidance, as the reference pipelines have them.
-fn defaults(checkpoint: &Checkpoint) -> (u32, f32) {
+pub(super) fn defaults(checkpoint: &Checkpoint) -> (u32, f32) {
     if let Some(recommended) = checkpoint.recommended {
         return recommended;
     }
@@ -129,6 +129,7 @@ fn defaults(checkpoint: &Checkpoint) -> (u32, f32) {
         PipelineClass::StableDiffusion => (50, 7.5),
         PipelineClass::StableDiffusionXl => (50, 5.0),
         PipelineClass::LatentConsistency => (4, 8.5),
+        PipelineClass::LatentUpscaler => (75, 9.0),
     }
 }
 
@@ -161,17 +162,7 @@ impl Settings {
         let (steps, guidance) = defaults(checkpoint);
         let steps = request.steps.unwrap_or(steps);
         let guidance_scale = request.guidance_scale.unwrap_or(guidance);
-        let clip_skip = request.clip_skip.unwrap_or(0);
-        let xl = checkpoint.class == PipelineClass::StableDiffusionXl;
-        for part in &checkpoint.text_encoders {
-            let most = part.config.num_layers as u32 - u32::from(xl && part.config.num_layers > 1);
-            if clip_skip > most {
-                return Err(Error::usage("more layers skipped than the text encoder has")
-                    .at("--clip-skip")
-                    .expected(format!("at most --clip-skip {}", most + 1))
-                    .found(clip_skip + 1));
-            }
-        }
+        let clip_skip = clip_skip(request, checkpoint)?;
         Ok(Self {
             width,
             height,
@@ -183,6 +174,22 @@ impl Settings {
             guided: guidance_scale > 1.0 && checkpoint.unet.config.time_cond_proj_dim.is_none(),
         })
     }
+}
+
+/// The text encoder's layers left out at the end, checked.
+pub(super) fn clip_skip(request: &Request, checkpoint: &Checkpoint) -> Result<u32> {
+    let clip_skip = request.clip_skip.unwrap_or(0);
+    let xl = checkpoint.class == PipelineClass::StableDiffusionXl;
+    for part in &checkpoint.text_encoders {
+        let most = part.config.num_layers as u32 - u32::from(xl && part.config.num_layers > 1);
+        if clip_skip > most {
+            return Err(Error::usage("more layers skipped than the text encoder has")
+                .at("--clip-skip")
+                .expected(format!("at most --clip-skip {}", most + 1))
+                .found(clip_skip + 1));
+        }
+    }
+    Ok(clip_skip)
 }
 
 fn size(value: u32, scale: u32, option: &str) -> Result<u32> {
@@ -198,7 +205,7 @@ fn size(value: u32, scale: u32, option: &str) -> Result<u32> {
     Ok(value)
 }
 
-fn scheduler(request: &Request, checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+pub(super) fn scheduler(request: &Request, checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
     let place = format!("{}: scheduler", checkpoint.name);
     let sampler = request.sampler.as_deref().map(SamplerKind::from_str).transpose()?;
     let xl = checkpoint.class == PipelineClass::StableDiffusionXl;

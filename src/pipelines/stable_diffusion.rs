@@ -347,6 +347,10 @@ impl Drawing for Generation {
         }
     }
 
+    fn size(&self) -> Option<[u32; 2]> {
+        Some([self.settings.height, self.settings.width])
+    }
+
     fn image(&self) -> Result<HostTensor> {
         match &self.decode {
             Some(decode) => decode.image(),

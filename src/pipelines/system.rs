@@ -102,11 +102,27 @@ pub trait Drawing: Iterator<Item = Result<Event>> {
     /// The request with every choice made.
     fn summary(&self) -> Summary;
 
+    /// Height and width of the picture to come, in pixels, where they are settled before it is drawn.
+    fn size(&self) -> Option<[u32; 2]> {
+        None
+    }
+
     /// The finished picture before it was rounded to bytes: [1, 3, H, W] in f32, from -1 to 1.
     ///
     /// # Errors
     /// When there is no picture yet; a lost device.
     fn image(&self) -> Result<HostTensor>;
+
+    /// The finished picture as a system that goes on with it takes it: [1, 3, H, W], cut to -1..1, as diffusers' pipelines hand
+    /// over what they decode (`output_type="pt"`).
+    ///
+    /// # Errors
+    /// As [`Drawing::image`].
+    fn handed(&self) -> Result<HostTensor> {
+        let mut picture = self.image()?;
+        picture.data.iter_mut().for_each(|value| *value = value.clamp(-1.0, 1.0));
+        Ok(picture)
+    }
 
     /// The intermediates kept so far, by name.
     fn take_dump(&mut self) -> Vec<(String, HostTensor)>;

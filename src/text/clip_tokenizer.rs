@@ -26,6 +26,8 @@ enum Side {
 pub struct Encoded {
     /// `max_length` ids: start, text, end, padding.
     pub ids: Vec<u32>,
+    /// Where start, text and end stand among them; the rest is padding.
+    pub seen: std::ops::Range<usize>,
     /// The part of the prompt that did not fit and was left out, as it was written.
     pub truncated: Option<String>,
     /// How many tokens were left out.
@@ -118,12 +120,19 @@ impl ClipTokenizer {
         row.push(self.bos_id);
         row.extend_from_slice(kept);
         row.push(self.eos_id);
-        let padding = std::iter::repeat_n(self.pad_id, max_length - row.len());
-        match self.padding_side {
-            Side::Right => row.extend(padding),
-            Side::Left => row.splice(0..0, padding).for_each(drop),
-        }
-        Ok(Encoded { ids: row, truncated, truncated_tokens: cut })
+        let (count, missing) = (row.len(), max_length - row.len());
+        let padding = std::iter::repeat_n(self.pad_id, missing);
+        let seen = match self.padding_side {
+            Side::Right => {
+                row.extend(padding);
+                0..count
+            }
+            Side::Left => {
+                row.splice(0..0, padding).for_each(drop);
+                missing..max_length
+            }
+        };
+        Ok(Encoded { ids: row, seen, truncated, truncated_tokens: cut })
     }
 
     /// How many tokens there are, added ones included. Ids may be larger where the vocabulary has gaps: compare those that

@@ -21,6 +21,8 @@ pub enum PipelineClass {
     StableDiffusionXl,
     /// A consistency-distilled Stable Diffusion whose UNet takes the guidance scale as an input.
     LatentConsistency,
+    /// Stable Diffusion's x4 upscaler: the UNet also reads a picture with noise, and the noise's level.
+    LatentUpscaler,
 }
 
 impl PipelineClass {
@@ -30,6 +32,7 @@ impl PipelineClass {
             Self::StableDiffusion => "StableDiffusionPipeline",
             Self::StableDiffusionXl => "StableDiffusionXLPipeline",
             Self::LatentConsistency => "LatentConsistencyModelPipeline",
+            Self::LatentUpscaler => "StableDiffusionUpscalePipeline",
         }
     }
 }
@@ -129,6 +132,13 @@ impl Checkpoint {
         } else {
             single_file::open(path, name_of(path))?
         };
+        if checkpoint.class == PipelineClass::LatentUpscaler {
+            return Err(Error::new("unsupported model")
+                .at(path.display())
+                .expected("a checkpoint of Stable Diffusion 1.x, 2.x or XL (base)")
+                .found("the x4 upscaler")
+                .hint("scumble upscale IN.png -m MODEL, or --then MODEL behind another"));
+        }
         if let Some(kind) = &options.prediction_type {
             checkpoint.scheduler["prediction_type"] = Value::from(kind.as_str());
         }
@@ -142,6 +152,10 @@ impl Checkpoint {
 
     /// Errors unless the parts fit each other: widths of text vectors, channels of the latent, added conditioning.
     pub(super) fn check_fit(self, place: &str) -> Result<Self> {
+        if self.class == PipelineClass::LatentUpscaler {
+            super::latent_upscaler::check_fit(&self, place)?;
+            return Ok(self);
+        }
         let unet = &self.unet.config;
         let fault = |what: &str, expected: String, found: String| {
             Err(Error::new(format!("parts that do not fit: {what}")).at(place).expected(expected).found(found))
@@ -199,7 +213,7 @@ impl Checkpoint {
 }
 
 /// A path's last component without the ending of a file of weights.
-fn name_of(path: &Path) -> String {
+pub(super) fn name_of(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let name = full.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let endings = [".safetensors", ".ckpt", ".pt", ".pth", ".bin"];

@@ -22,6 +22,11 @@ pub(super) fn open_random(files: &Files, name: String, seed: u64) -> Result<Chec
 fn open_index(index: &Index<'_>, name: String) -> Result<Checkpoint> {
     let class = pipeline_class(index)?;
     refuse_unknown_parts(index, class)?;
+    open_parts(index, name, class)
+}
+
+/// The parts that every class has.
+pub(super) fn open_parts(index: &Index<'_>, name: String, class: PipelineClass) -> Result<Checkpoint> {
     if index.flag("requires_aesthetics_score", false)? {
         return Err(Error::new("unsupported model")
             .at(&index.place)

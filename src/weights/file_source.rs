@@ -43,6 +43,8 @@ pub enum Change {
     Transpose,
     /// Drop trailing axes of length 1 until two are left (1x1 convolutions that are linear layers here).
     Squeeze,
+    /// Drop leading axes of length 1 until two are left (tables that are stored as a batch of one).
+    SqueezeFront,
 }
 
 /// What `change` needs, if `shape` does not have it.
@@ -53,6 +55,7 @@ fn check_change(shape: &[usize], change: Change) -> std::result::Result<(), Stri
         }
         Change::Transpose if shape.len() != 2 => Err("a matrix".into()),
         Change::Squeeze if changed_shape(shape, change).len() != 2 => Err("a matrix or a 1x1 convolution".into()),
+        Change::SqueezeFront if changed_shape(shape, change).len() != 2 => Err("a matrix".into()),
         _ => Ok(()),
     }
 }
@@ -67,6 +70,11 @@ pub fn changed_shape(shape: &[usize], change: Change) -> Vec<usize> {
         Change::Squeeze => {
             while shape.len() > 2 && shape.last() == Some(&1) {
                 shape.pop();
+            }
+        }
+        Change::SqueezeFront => {
+            while shape.len() > 2 && shape.first() == Some(&1) {
+                shape.remove(0);
             }
         }
     }
@@ -106,7 +114,7 @@ impl FileSource {
             .map_err(|e| Error::new("tensor shape").at(place()).expected(e).found(shown(&format!("{shape:?}"))))?;
         let shape = changed_shape(shape, change);
         let layout = match change {
-            Change::Keep | Change::Squeeze => Layout::From(0),
+            Change::Keep | Change::Squeeze | Change::SqueezeFront => Layout::From(0),
             Change::RowPart(part, _) => Layout::From(part * shape.iter().product::<usize>()),
             Change::Transpose => Layout::Transposed,
         };

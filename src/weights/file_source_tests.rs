@@ -2,7 +2,7 @@ use super::*;
 use crate::tensor::DType;
 use crate::weights::Source;
 
-/// `matrix` [4, 3] = 0, 1, ... 11 and `conv` [2, 3, 1, 1] = 0, 1, ... 5 as f32, and integers.
+/// `matrix` [4, 3] = 0, 1, ... 11 and `conv` [2, 3, 1, 1] and `batch` [1, 2, 3] = 0, 1, ... 5 as f32, and integers.
 fn file() -> Arc<TensorFile> {
     let floats = |n: u32| (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
     let (matrix, conv, ids) = (floats(12), floats(6), vec![0; 16]);
@@ -10,6 +10,7 @@ fn file() -> Arc<TensorFile> {
     let tensors = [
         ("matrix", view(safetensors::Dtype::F32, vec![4, 3], &matrix)),
         ("conv", view(safetensors::Dtype::F32, vec![2, 3, 1, 1], &conv)),
+        ("batch", view(safetensors::Dtype::F32, vec![1, 2, 3], &conv)),
         ("ids", view(safetensors::Dtype::I64, vec![2], &ids)),
     ];
     let bytes = safetensors::serialize(tensors, None).unwrap();
@@ -35,7 +36,9 @@ fn views_slice_transpose_and_reshape() {
     assert_eq!(rows(&source, "turned", 1..3), [1.0, 4.0, 7.0, 10.0, 2.0, 5.0, 8.0, 11.0]);
     assert_eq!(source.info("flat").unwrap().shape, [2, 3]);
     assert_eq!(rows(&source, "flat", 1..2), [3.0, 4.0, 5.0]);
-    assert_eq!(source.names(), ["flat", "half", "turned"]);
+    source.add("table", &file(), "batch", Change::SqueezeFront).unwrap();
+    assert_eq!((source.info("table").unwrap().shape, rows(&source, "table", 1..2)), (vec![2, 3], vec![3.0, 4.0, 5.0]));
+    assert_eq!(source.names(), ["flat", "half", "table", "turned"]);
     assert_eq!(source.stored_name("half"), Some("matrix"));
 }
 
@@ -44,6 +47,7 @@ fn wrong_views_and_rows_are_errors() {
     let mut source = FileSource::new("test");
     for (stored, change) in [
         ("matrix", Change::RowPart(0, 3)),
+        ("conv", Change::SqueezeFront),
         ("conv", Change::Transpose),
         ("ids", Change::Keep),
         ("nothing", Change::Keep),

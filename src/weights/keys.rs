@@ -64,13 +64,20 @@ pub fn unet(stored: &str) -> Option<(String, Change)> {
     (!is_skipped(stored)).then(|| (stored.to_string(), Change::Keep))
 }
 
-/// A VAE's tensor in a diffusers file: older versions called the attention's layers query, key, value and proj_attn and
+/// A tensor of unCLIP's prior in a diffusers file: the tables of places and of the last token lie in a batch of one.
+pub fn prior(stored: &str) -> Option<(String, Change)> {
+    let tables = ["positional_embedding", "prd_embedding"];
+    Some((stored.to_string(), if tables.contains(&stored) { Change::SqueezeFront } else { Change::Keep }))
+}
+
+/// A VAE's or a MoVQ's tensor in a diffusers file: older versions called the attention's layers query, key, value and proj_attn and
 /// kept some of them as 1x1 convolutions.
 pub fn vae(stored: &str) -> Option<(String, Change)> {
     if is_skipped(stored) {
         return None;
     }
-    let Some((block, rest)) = stored.split_once(".attentions.0.") else {
+    let attention = stored.split_once(".attentions.").and_then(|(block, rest)| Some((block, rest.split_once('.')?)));
+    let Some((block, (index, rest))) = attention else {
         return Some((stored.to_string(), Change::Keep));
     };
     let (layer, kind) = rest.rsplit_once('.').unwrap_or((rest, ""));
@@ -82,5 +89,5 @@ pub fn vae(stored: &str) -> Option<(String, Change)> {
         other => other,
     };
     let change = if kind == "weight" && layer.starts_with("to_") { Change::Squeeze } else { Change::Keep };
-    Some((format!("{block}.attentions.0.{layer}.{kind}"), change))
+    Some((format!("{block}.attentions.{index}.{layer}.{kind}"), change))
 }

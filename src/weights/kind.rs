@@ -3,9 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use super::dalle;
 use super::files::Files;
 use super::index::read_index;
+use super::kandinsky::PRIOR_CLASS;
+use super::original_keys;
+use super::tensor_file::TensorFile;
+use super::{dalle, esrgan};
 use crate::error::{Error, Result};
 
 /// A family of systems that are opened and run in the same way.
@@ -23,8 +26,10 @@ pub enum ModelKind {
     Imagen,
     /// The second stage of DeepFloyd IF: a directory of diffusers' `IFSuperResolutionPipeline`.
     ImagenSuperResolution,
-    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline`.
+    /// Stable Diffusion's x4 upscaler: a directory of diffusers' `StableDiffusionUpscalePipeline` or a single file.
     LatentUpscaler,
+    /// ESRGAN, Real-ESRGAN and their kin: a single file.
+    Esrgan,
 }
 
 impl fmt::Display for ModelKind {
@@ -37,11 +42,22 @@ impl fmt::Display for ModelKind {
             Self::Imagen => "DeepFloyd IF, stage I (IFPipeline)",
             Self::ImagenSuperResolution => "DeepFloyd IF, stage II (IFSuperResolutionPipeline)",
             Self::LatentUpscaler => "the x4 upscaler (StableDiffusionUpscalePipeline)",
+            Self::Esrgan => "ESRGAN or Real-ESRGAN",
         })
     }
 }
 
 impl ModelKind {
+    /// Whether it enlarges a picture that is given, so that it can follow another system.
+    pub fn takes_picture(self) -> bool {
+        self.denoises_picture() || self == Self::Esrgan
+    }
+
+    /// Whether it enlarges by denoising: it has steps, and noise is added to the picture.
+    pub fn denoises_picture(self) -> bool {
+        matches!(self, Self::ImagenSuperResolution | Self::LatentUpscaler)
+    }
+
     /// Looks at a directory or a file without reading tensors.
     ///
     /// # Errors
@@ -50,9 +66,22 @@ impl ModelKind {
         let metadata = std::fs::metadata(path)
             .map_err(|e| Error::io("no such model", path, &e).hint("a diffusers directory or a .safetensors file"))?;
         if !metadata.is_dir() {
-            return Ok(Self::StableDiffusion);
+            // A file that cannot be opened is told by the opener of Stable Diffusion.
+            return Ok(TensorFile::open(path).map_or(Self::StableDiffusion, |file| Self::of_tensors(&file)));
         }
         Self::of_directory(&Files::Directory(path.to_path_buf()))
+    }
+
+    /// A single file's kind by the names of its tensors.
+    fn of_tensors(file: &TensorFile) -> Self {
+        let shape = |key: &str| file.shape(&format!("{}{key}", original_keys::UNET));
+        if shape("label_emb.weight").is_some() && shape("input_blocks.0.0.weight").is_some() {
+            return Self::LatentUpscaler;
+        }
+        let names: Vec<&str> = file.names().collect();
+        // Other upscalers are refused by its opener, which knows their names.
+        let upscales = esrgan::other_upscaler(&names).is_some() || esrgan::is_esrgan(names.into_iter());
+        if upscales { Self::Esrgan } else { Self::StableDiffusion }
     }
 
     fn of_directory(files: &Files) -> Result<Self> {
@@ -63,6 +92,11 @@ impl ModelKind {
         Ok(match index.class_name() {
             "UnCLIPPipeline" => Self::Karlo,
             "KandinskyV22Pipeline" => Self::Kandinsky,
+            PRIOR_CLASS => {
+                return Err(index
+                    .unsupported("_class_name", "a model that draws, KandinskyV22Pipeline", PRIOR_CLASS)
+                    .hint("this directory as --prior, the other one as --model"));
+            }
             "IFPipeline" => Self::Imagen,
             "IFSuperResolutionPipeline" => Self::ImagenSuperResolution,
             "StableDiffusionUpscalePipeline" => Self::LatentUpscaler,

@@ -1,8 +1,9 @@
 //! The configs that single files lack: everything that shapes tell is read from them, the rest is what the published
 //! config of the detected version says.
 //!
-//! Published configs: `stable-diffusion-v1-5/stable-diffusion-v1-5`, `stabilityai/stable-diffusion-2-1` and
-//! `stabilityai/stable-diffusion-xl-base-1.0` on the Hugging Face hub, the ones that diffusers' `from_single_file` takes.
+//! Published configs: `stable-diffusion-v1-5/stable-diffusion-v1-5`, `stabilityai/stable-diffusion-2-1`,
+//! `stabilityai/stable-diffusion-xl-base-1.0` and `stabilityai/stable-diffusion-x4-upscaler` on the Hugging Face hub, the ones
+//! that diffusers' `from_single_file` takes.
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ pub enum Version {
     Sd2,
     /// Stable Diffusion XL base.
     Sdxl,
+    /// The x4 upscaler.
+    X4,
 }
 
 /// Attention heads of a width where the published models have heads of 64 (all of them except SD 1.x's UNet).
@@ -67,12 +70,12 @@ pub fn unet(version: Version, unet: &Shapes, layout: &UnetLayout, place: &str) -
     let [_, cross_attention_dim] = shape(unet, context, place)?;
     let linear = unet.get("middle_block.1.proj_in.weight").is_some_and(|shape| shape.len() == 2);
     let heads: Vec<usize> = match version {
-        Version::Sd1 => vec![8; channels.len()],
+        Version::Sd1 | Version::X4 => vec![8; channels.len()],
         Version::Sd2 | Version::Sdxl => channels.iter().map(|c| heads_of_64(*c)).collect(),
     };
     let mut config = json!({
         "_class_name": "UNet2DConditionModel",
-        "sample_size": match version { Version::Sd1 => 64, Version::Sd2 => 96, Version::Sdxl => 128 },
+        "sample_size": match version { Version::Sd1 => 64, Version::Sd2 => 96, Version::Sdxl | Version::X4 => 128 },
         "in_channels": in_channels,
         "out_channels": out_channels,
         "block_out_channels": channels,
@@ -91,7 +94,27 @@ pub fn unet(version: Version, unet: &Shapes, layout: &UnetLayout, place: &str) -
         config["addition_time_embed_dim"] = 256.into();
         config["projection_class_embeddings_input_dim"] = input_dim.into();
     }
+    if version == Version::X4 {
+        let [classes, _] = shape(unet, "label_emb.weight", place)?;
+        config["num_class_embeds"] = classes.into();
+        config["only_cross_attention"] = only_cross_attention(unet, layout, &channels, cross_attention_dim).into();
+    }
     Ok(config)
+}
+
+/// Of each level, whether both attentions of a transformer block read the text: the first one's keys are then as wide as the
+/// text vectors. Where the level itself is as wide nothing tells, and the published model has it on all but the last level.
+fn only_cross_attention(unet: &Shapes, layout: &UnetLayout, channels: &[usize], text: usize) -> Vec<bool> {
+    let level_of = |block: &Block| if let Block::Layer { level, .. } = *block { Some(level) } else { None };
+    let read = |level: usize| {
+        let number = layout.input.iter().position(|block| level_of(block) == Some(level))? + 1;
+        let keys = unet.get(&format!("input_blocks.{number}.1.transformer_blocks.0.attn1.to_k.weight"))?;
+        keys.get(1).copied()
+    };
+    let last = channels.len().saturating_sub(1);
+    let each = channels.iter().enumerate();
+    each.map(|(level, width)| if *width == text { level < last } else { read(level).is_none_or(|keys| keys != *width) })
+        .collect()
 }
 
 /// The config of a VAE whose keys have been stripped of their prefix.
@@ -113,7 +136,7 @@ pub fn vae(version: Version, vae: &Shapes, place: &str) -> Result<Value> {
         "layers_per_block": layers,
         "down_block_types": vec!["DownEncoderBlock2D"; levels],
         "up_block_types": vec!["UpDecoderBlock2D"; levels],
-        "scaling_factor": if version == Version::Sdxl { 0.13025 } else { 0.18215 },
+        "scaling_factor": match version { Version::Sd1 | Version::Sd2 => 0.18215, Version::Sdxl => 0.13025, Version::X4 => 0.08333 },
         "use_quant_conv": vae.contains_key("quant_conv.weight"),
         "use_post_quant_conv": vae.contains_key("post_quant_conv.weight"),
         "mid_block_add_attention": vae.contains_key("decoder.mid.attn_1.norm.weight"),
@@ -167,6 +190,12 @@ pub fn scheduler(version: Version) -> Value {
     let more = match version {
         Version::Sd1 => json!({ "_class_name": "PNDMScheduler" }),
         Version::Sd2 => json!({ "_class_name": "DDIMScheduler", "prediction_type": "v_prediction" }),
+        Version::X4 => json!({
+            "_class_name": "DDIMScheduler",
+            "beta_end": 0.02,
+            "beta_start": 0.0001,
+            "prediction_type": "v_prediction",
+        }),
         Version::Sdxl => json!({
             "_class_name": "EulerDiscreteScheduler",
             "interpolation_type": "linear",
@@ -180,4 +209,19 @@ pub fn scheduler(version: Version) -> Value {
         config[name] = value.clone();
     }
     config
+}
+
+/// The published config of the x4 upscaler's `low_res_scheduler`, by which noise is added to the picture.
+pub fn low_res_scheduler() -> Value {
+    json!({
+        "_class_name": "DDPMScheduler",
+        "beta_end": 0.02,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.0001,
+        "clip_sample": true,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "trained_betas": null,
+        "variance_type": "fixed_small",
+    })
 }

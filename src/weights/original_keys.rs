@@ -89,9 +89,10 @@ impl UnetLayout {
 
     /// The diffusers name of a stripped key, `None` if no layer has such a key.
     pub fn rename(&self, key: &str) -> Option<String> {
-        const FIXED: [(&str, &str); 7] = [
+        const FIXED: [(&str, &str); 8] = [
             ("time_embed.0", "time_embedding.linear_1"),
             ("time_embed.2", "time_embedding.linear_2"),
+            ("label_emb", "class_embedding"),
             ("label_emb.0.0", "add_embedding.linear_1"),
             ("label_emb.0.2", "add_embedding.linear_2"),
             ("input_blocks.0.0", "conv_in"),

@@ -126,7 +126,7 @@ struct Matrix<'a> {
 struct Panel<'a> {
     reader: Rows<'a>,
     matrix: &'a Matrix<'a>,
-    /// Values of a source row.
+    /// Values of a source row, of which a matrix may take some columns only.
     row: usize,
     /// The rows of a panel that consists of several runs.
     gathered: Vec<f32>,
@@ -142,7 +142,7 @@ impl<'a> Panel<'a> {
         Self {
             reader: Rows { source, keys, buffer: Vec::new() },
             matrix,
-            row: matrix.columns.iter().flatten().count() * matrix.taps,
+            row: keys.first().and_then(|key| source.info(key)).map_or(1, |info| info.matrix()[1]),
             gathered: Vec::new(),
             tile: vec![0.0; matrix.taps * BLOCK * PANEL],
         }
@@ -162,6 +162,12 @@ impl<'a> Panel<'a> {
             }
             &self.gathered
         };
+        assert_eq!(
+            values.len(),
+            PANEL * self.row,
+            "{:?}: tensors of one matrix have rows of one length",
+            self.reader.keys
+        );
         let Matrix { columns, taps, dtype, .. } = *self.matrix;
         let bytes = PANEL * dtype.bytes();
         for (block, columns) in columns.chunks(BLOCK).enumerate() {
@@ -295,6 +301,11 @@ mod tests {
             let columns: Vec<Option<u32>> =
                 (20..48).map(Some).chain([None; 3]).chain((0..20).map(Some)).chain([None]).collect();
             check_matrix(shapes, &rows, &columns);
+            // A matrix that is cut by its columns: some of the source's, in whole blocks and not.
+            for part in [0..32, 16..48, 5..41] {
+                let columns: Vec<Option<u32>> = part.map(Some).collect();
+                check_matrix(shapes, &rows, &columns);
+            }
         }
     }
 

@@ -23,6 +23,9 @@ use super::{keys, unexpected_key_error};
 use crate::error::{Error, Result};
 use crate::models::config::{ClipConfig, UnetConfig, VaeConfig};
 
+/// The model of a single file's picture with noise, which consists of its schedule alone.
+const LOW_SCALE: &str = "low_scale_model.";
+
 /// Opens the file at `path`.
 pub(super) fn open(path: &Path, name: String) -> Result<Checkpoint> {
     let file = Arc::new(TensorFile::open(path)?);
@@ -55,7 +58,11 @@ pub fn from_file(file: &Arc<TensorFile>, name: String) -> Result<Checkpoint> {
     }
     let checkpoint = Checkpoint {
         name,
-        class: if version == Version::Sdxl { PipelineClass::StableDiffusionXl } else { PipelineClass::StableDiffusion },
+        class: match version {
+            Version::Sd1 | Version::Sd2 => PipelineClass::StableDiffusion,
+            Version::Sdxl => PipelineClass::StableDiffusionXl,
+            Version::X4 => PipelineClass::LatentUpscaler,
+        },
         text_encoders,
         unet: Part {
             config: UnetConfig::from_json(&translated.unet.config, file.place())?,
@@ -122,11 +129,16 @@ pub fn translate(shapes: &Shapes, place: &str) -> Result<Translated> {
     let version = detect(shapes, place)?;
     let layouts: &[TextLayout] = match version {
         Version::Sd1 => &[SD1_TEXT],
-        Version::Sd2 => &[SD2_TEXT],
+        Version::Sd2 | Version::X4 => &[SD2_TEXT],
         Version::Sdxl => &[SDXL_TEXT, SDXL_TEXT_2],
     };
     let vae_prefix = if has_prefix(shapes, VAE) { VAE } else { "vae." };
     let mut prefixes = vec![UNET, vae_prefix];
+    if version == Version::X4 {
+        prefixes.push(LOW_SCALE);
+        // It holds the tables of a schedule and nothing that is learned.
+        rename(shapes, LOW_SCALE, place, |_| None)?;
+    }
     prefixes.extend(layouts.iter().map(|layout| layout.prefix));
     for key in shapes.keys().filter(|key| !prefixes.iter().any(|prefix| key.starts_with(prefix))) {
         if !keys::is_skipped(key) {
@@ -216,15 +228,17 @@ pub fn detect(shapes: &Shapes, place: &str) -> Result<Version> {
         let names: Vec<String> = shapes.keys().take(8).cloned().collect();
         return other(&format!("tensors of another kind ({})", listing(&names)));
     };
+    let no_decoder = !has_prefix(shapes, VAE) && !has_prefix(shapes, "vae.");
     match in_channels {
         9 => return other("an inpainting model (9 input channels)"),
         8 => return other("a model that edits a picture (8 input channels)"),
-        7 => return other("an upscaler (7 input channels)"),
+        _ if no_decoder && ![5, 8].contains(in_channels) => return other("a model without VAE"),
+        7 if shapes.contains_key(&format!("{UNET}label_emb.weight")) && has_prefix(shapes, SD2_TEXT.prefix) => {
+            return Ok(Version::X4);
+        }
+        7 => return other("an upscaler (7 input channels) without class embedding or text encoder"),
         5 => return other("a depth-to-picture model (5 input channels)"),
         _ => {}
-    }
-    if !has_prefix(shapes, VAE) && !has_prefix(shapes, "vae.") {
-        return other("a model without VAE");
     }
     // As in diffusers, keys of the text encoder decide; the UNet's widths are read from its shapes.
     if has_prefix(shapes, SDXL_TEXT_2.prefix) && has_prefix(shapes, SDXL_TEXT.prefix) {
@@ -243,7 +257,7 @@ pub fn detect(shapes: &Shapes, place: &str) -> Result<Version> {
 /// The kind of a file that shows one which scumble does not draw with.
 fn other_model(shapes: &Shapes) -> Option<&'static str> {
     // Prefix or whole key -> kind; the first match decides. Keys as in diffusers' `CHECKPOINT_KEY_NAMES`.
-    const KINDS: [(&str, &str); 19] = [
+    const KINDS: [(&str, &str); 18] = [
         ("edm_mean", "Playground 2.5"),
         ("edm_vpred.", "CosXL"),
         ("control_model.", "a ControlNet"),
@@ -253,7 +267,6 @@ fn other_model(shapes: &Shapes) -> Option<&'static str> {
         ("joint_blocks.", "Stable Diffusion 3"),
         ("model.diffusion_model.double_blocks.", "FLUX"),
         ("double_blocks.", "FLUX"),
-        ("model.diffusion_model.label_emb.weight", "the x4 upscaler"),
         ("lora_", "a LoRA, which changes a model"),
         ("emb_params", "a textual inversion"),
         ("string_to_param", "a textual inversion"),

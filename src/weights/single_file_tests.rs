@@ -31,6 +31,14 @@ fn sd2() -> Shapes {
     single(&[("", "ORIG_SD2.1_unet"), ("", "ORIG_SD1_vae"), ("cond_stage_model.model.", "ORIG_OpenCLIP_H_text")])
 }
 
+fn x4() -> Shapes {
+    let schedule =
+        ["betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "log_one_minus_alphas_cumprod"];
+    let file =
+        single(&[("", "ORIG_SD_x4_unet"), ("", "ORIG_SD_x4_vae"), ("cond_stage_model.model.", "ORIG_OpenCLIP_H_text")]);
+    with(file, &schedule.map(|key| format!("{LOW_SCALE}{key}")).each_ref().map(String::as_str), &[1000])
+}
+
 fn sdxl() -> Shapes {
     single(&[
         ("", "ORIG_SDXL_unet"),
@@ -55,9 +63,10 @@ fn real_manifests_translate_exactly() {
     let (clip, h, bigg) =
         ("CLIP_L_text_SD1_SDXL_1", "OpenCLIP_H_text_23L_SD2_diffusers", "OpenCLIP_bigG_text_32L_proj_SDXL_2");
     type Case<'a> = (Shapes, Version, &'a str, Vec<(&'a str, &'a str)>);
-    let cases: [Case<'_>; 3] = [
+    let cases: [Case<'_>; 4] = [
         (sd1(), Version::Sd1, "SD1.5_UNet_512px_64x64", vec![("text_model.", clip)]),
         (sd2(), Version::Sd2, "SD2.1_UNet_768px_96x96", vec![("text_model.", h)]),
+        (x4(), Version::X4, "SD_x4_upscaler_UNet_256_1024_lat_256x256", vec![("text_model.", h)]),
         (sdxl(), Version::Sdxl, "SDXL_base_UNet_1024px", vec![("text_model.", clip), ("", bigg)]),
     ];
     for (file, version, unet, texts) in cases {
@@ -70,7 +79,7 @@ fn real_manifests_translate_exactly() {
         }
         let encoder = VaeConfig::from_json(&translated.vae.config, "vae").unwrap().encoder_names();
         let decoder = given(&file, &translated.vae);
-        let vae = manifest("", "VAE_KL_f8_total");
+        let vae = manifest("", if version == Version::X4 { "SD_x4_VAE_f4" } else { "VAE_KL_f8_total" });
         for (name, shape) in &decoder {
             assert_eq!(vae.get(name), Some(shape), "{name}");
         }
@@ -97,6 +106,13 @@ fn real_manifests_give_the_published_configs() {
         "use_linear_projection": true, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     });
+    let x4_unet = json!({
+        "sample_size": 128, "in_channels": 7, "cross_attention_dim": 1024, "attention_head_dim": 8, "num_class_embeds": 1000,
+        "block_out_channels": [256, 512, 512, 1024], "use_linear_projection": true,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "only_cross_attention": [true, true, true, false],
+    });
     let clip_l = json!({
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
         "hidden_act": "quick_gelu", "projection_dim": 768, "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1,
@@ -112,14 +128,17 @@ fn real_manifests_give_the_published_configs() {
     for (file, unet, scaling, texts) in [
         (sd1(), sd1_unet, 0.18215, vec![(&clip_l, false)]),
         (sd2(), sd2_unet, 0.18215, vec![(&h, false)]),
+        (x4(), x4_unet, 0.08333, vec![(&h, false)]),
         (sdxl(), sdxl_unet, 0.13025, vec![(&clip_l, false), (&bigg, true)]),
     ] {
         let translated = translate(&file, "test").unwrap();
         let found = UnetConfig::from_json(&translated.unet.config, "derived").unwrap();
         assert_eq!(found, UnetConfig::from_json(&unet, "published").unwrap());
+        let levels = &[128, 256, 512, 512][..if translated.version == Version::X4 { 3 } else { 4 }];
         let vae = json!({
-            "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "scaling_factor": scaling,
-            "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
+            "block_out_channels": levels, "layers_per_block": 2, "scaling_factor": scaling,
+            "down_block_types": vec!["DownEncoderBlock2D"; levels.len()],
+            "up_block_types": vec!["UpDecoderBlock2D"; levels.len()],
         });
         let found = VaeConfig::from_json(&translated.vae.config, "derived").unwrap();
         assert_eq!(found, VaeConfig::from_json(&vae, "published").unwrap());

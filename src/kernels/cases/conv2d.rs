@@ -55,6 +55,16 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let sliced = Matrix { row_bias: Some(slice), ..same(3, [5, 7], 40, 76, 3).matrix() };
     let relu = Matrix { activation: Activation::Relu, ..same(2, [7, 6], 12, 24, 3).matrix() };
     let sliced = [("slice of a wider row bias", sliced), ("with ReLU, of Inception", relu)];
-    let all = all.into_iter().map(|(what, config)| (what, config.matrix())).chain(sliced);
+    let two = |second: u32, config: Conv2d| Matrix { second, ..config.matrix() };
+    let leaky = |config: Matrix| Matrix { activation: Activation::LeakyRelu, ..config };
+    let pairs = [
+        ("second of ESRGAN's dense block", leaky(two(32, same(1, [9, 14], 64, 32, 3)))),
+        ("last of ESRGAN's dense block", Matrix { scale: 0.2, residual: true, ..two(96, same(1, [8, 9], 96, 64, 3)) }),
+        ("two inputs, every axis different", leaky(two(7, Conv2d { residual: true, ..same(3, [5, 7], 10, 27, 3) }))),
+        ("two inputs, stride 2", two(13, Conv2d { stride: 2, output: [5, 4], ..down })),
+        ("two inputs, upsampled", Matrix { scale: -1.7, ..two(9, Conv2d { upsample: true, output: [5, 9], ..up }) }),
+        ("two inputs, one tap, scaled", Matrix { scale: 0.3, ..two(5, same(2, [6, 5], 9, 17, 1)) }),
+    ];
+    let all = all.into_iter().map(|(what, config)| (what, config.matrix())).chain(sliced).chain(pairs);
     all.map(|(what, config)| case(what, config)).collect()
 }

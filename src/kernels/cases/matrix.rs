@@ -121,10 +121,15 @@ fn steps(run: Run, operands: Operands<usize>, tensors: &mut Vec<Tensor>, config:
     steps
 }
 
+/// The sum of a product's terms as they are, when all numbers are positive.
+fn plain(config: &Matrix) -> Matrix {
+    Matrix { activation: Activation::None, scale: config.scale.abs(), ..*config }
+}
+
 /// What a product of `numbers` must give, and how far each may be off in f32.
 pub(super) fn judged(config: &Matrix, numbers: &Numbers) -> (Vec<f64>, Vec<f64>) {
     let values = numbers.reference(config);
-    let magnitudes = numbers.absolute().reference(&Matrix { activation: Activation::None, ..*config });
+    let magnitudes = numbers.absolute().reference(&plain(config));
     // A gated result multiplies two sums, each with its error; no activation here is steeper than 1.2.
     let k = if config.gated { 3.0 * K } else { 1.2 * K };
     let curved = config.gated || config.activation != Activation::None;
@@ -241,8 +246,7 @@ impl Kernel for Reduce {
         let values = |config: &Matrix, numbers: &Numbers, sums: &[f64], bias: &[f64]| {
             matrix_reduce::reference(config, self.partials, sums, bias, &numbers.row_bias, &numbers.residual)
         };
-        let plain = Matrix { activation: Activation::None, ..self.config };
-        let magnitudes = values(&plain, &numbers.absolute(), &absolute(&sums), &absolute(&bias));
+        let magnitudes = values(&plain(&self.config), &numbers.absolute(), &absolute(&sums), &absolute(&bias));
         // At most 8 parts, two biases, a residual and an activation no steeper than 1.2, or a gate: 3 times that.
         let relative = 3.0 * 12.0 * EPS + ACTIVATION;
         let tolerances = magnitudes.iter().map(|magnitude| relative * magnitude).collect();
@@ -264,6 +268,7 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         padding: [0, 0],
         upsample: false,
         activation: Activation::None,
+        scale: 1.0,
         bias: true,
         row_bias: Some(Slice { channels: 76, first: 0 }),
         residual: true,
@@ -279,6 +284,7 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ),
         ("gated", Matrix { gated: true, row_bias: None, residual: false, ..plain }, [8, 128, 192]),
         ("SiLU", Matrix { activation: Activation::Silu, row_bias: None, ..plain }, [3, 70, 160]),
+        ("leaky ReLU, scaled", Matrix { activation: Activation::LeakyRelu, scale: 0.2, ..plain }, [2, 71, 96]),
     ];
     let case = |(what, config, [splits, rows, columns]): (&str, Matrix, [u32; 3])| {
         let partials = Partials { splits, rows, columns };

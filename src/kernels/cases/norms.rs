@@ -2,7 +2,7 @@
 
 use super::super::Limits;
 use super::super::elementwise::Activation;
-use super::super::group_norm::{self, GroupNorm, Modulation};
+use super::super::group_norm::{self, Grid, GroupNorm, Modulation};
 use super::super::layer_norm::{self, LayerNorm};
 use super::{Case, EPS, Expected, Kernel, Step, Tensor, Work, numbers};
 use crate::tensor::DType;
@@ -31,11 +31,11 @@ impl<C> Normed<C> {
 }
 
 impl Normed<GroupNorm> {
-    /// Rows of scales and shifts, one a picture; the pad channels of either are zero, as a projection leaves them.
+    /// Rows of scales and shifts, one a picture or a cell; the pad channels of either are zero, as a projection leaves them.
     fn modulation(&self) -> Vec<f64> {
         let Some(part) = self.config.modulation else { return Vec::new() };
         let width = part.channels as usize;
-        let mut rows = numbers("modulation", self.config.batch as usize * width, DType::F32, 0.1, 0.8);
+        let mut rows = numbers("modulation", self.config.modulation_rows() as usize * width, DType::F32, 0.1, 0.8);
         for row in rows.chunks_exact_mut(width) {
             for pad in self.config.channels..self.config.channels.next_multiple_of(4) {
                 row[(part.scale + pad) as usize] = 0.0;
@@ -110,8 +110,9 @@ impl Kernel for Normed<GroupNorm> {
         if let Some(part) = self.config.modulation {
             // The norm's error is scaled with the norm, and two more roundings are those of the scale and the shift.
             for (i, tolerance) in tolerances.iter_mut().enumerate() {
-                let row = &modulation[i / plane * part.channels as usize..];
-                let scale = (1.0 + row[part.scale as usize + i % width]).abs();
+                let row = &modulation[self.config.modulation_row(i / width) * part.channels as usize..];
+                let one = if part.grid.is_some() { 0.0 } else { 1.0 };
+                let scale = (one + row[part.scale as usize + i % width]).abs();
                 *tolerance = *tolerance * (1.0 + scale) + K * EPS * row[part.shift as usize + i % width].abs();
             }
         }
@@ -169,7 +170,13 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     // A uniform spread of sqrt(3) has variance 1.
     let unit = |config: GroupNorm| Normed { config, mean: 0.2, spread: 1.732 };
     let modulated = |config: GroupNorm, activation: Activation, [channels, scale, shift]: [u32; 3]| {
-        unit(GroupNorm { modulation: Some(Modulation { channels, scale, shift }), activation, ..config })
+        unit(GroupNorm { modulation: Some(Modulation { channels, scale, shift, grid: None }), activation, ..config })
+    };
+    let spatial = |config: GroupNorm, activation: Activation, width: u32, factor: u32| {
+        let channels = 2 * config.channels.next_multiple_of(4);
+        let grid = Some(Grid { width, factor });
+        let modulation = Modulation { channels, scale: 0, shift: channels / 2, grid };
+        unit(GroupNorm { modulation: Some(modulation), activation, eps: 1e-6, ..config })
     };
     let groups = [
         ("resnet of SD", unit(group(2, 144, 320, 32, true))),
@@ -194,6 +201,10 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("resnet of IF", modulated(group(2, 96, 192, 32, false), Activation::Gelu, [1200, 400, 592])),
         ("scale and shift, SiLU", modulated(group(3, 65, 20, 5, false), Activation::Silu, [64, 4, 36])),
         ("scale and shift of odd channels", modulated(group(2, 130, 18, 3, false), Activation::None, [44, 20, 0])),
+        ("SpatialNorm of MoVQ", spatial(group(1, 16 * 24, 128, 32, false), Activation::Silu, 24, 4)),
+        ("SpatialNorm on its own grid", spatial(group(3, 35, 20, 5, false), Activation::None, 5, 1)),
+        ("SpatialNorm, a cell a picture", spatial(group(2, 64, 18, 3, false), Activation::Silu, 8, 8)),
+        ("SpatialNorm, several blocks", spatial(group(2, 36 * 42, 40, 4, false), Activation::Silu, 42, 2)),
         ("GELU", unit(GroupNorm { activation: Activation::Gelu, ..group(2, 77, 36, 6, false) })),
         (
             "GELU of two parts",

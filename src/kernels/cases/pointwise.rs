@@ -84,7 +84,7 @@ impl Kernel for Pointwise {
             let curve = match activation {
                 Activation::None => 0.0,
                 Activation::Gelu => 2e-7 * sum + 8.0 * EPS * values[i].abs(),
-                Activation::Relu => EPS * values[i].abs(),
+                Activation::Relu | Activation::LeakyRelu => 2.0 * EPS * values[i].abs(),
                 // The cubic in the exponent errs by a few eps of itself, which at most 80 matter of.
                 Activation::GeluTanh => (8.0 + 24.0 * sum.min(6.0).powi(3)) * EPS * values[i].abs() + 1e-33,
                 Activation::Silu | Activation::QuickGelu => (8.0 + 8.0 * sum) * EPS * values[i].abs() + 1e-37,
@@ -93,6 +93,40 @@ impl Kernel for Pointwise {
         };
         let tolerances = (0..values.len()).map(tolerance).collect();
         vec![Expected::new("y", self.types[2], values, tolerances)]
+    }
+}
+
+/// a * b.
+struct Product {
+    rows: u32,
+    channels: u32,
+    dtype: DType,
+}
+
+impl Product {
+    fn numbers(&self) -> [Vec<f64>; 2] {
+        let count = (self.rows * self.channels) as usize;
+        [numbers("a", count, self.dtype, 0.5, 2.0), numbers("b", count, self.dtype, -1.0, 3.0)]
+    }
+}
+
+impl Kernel for Product {
+    fn work(&self, limits: &Limits) -> Option<Work> {
+        let [a, b] = self.numbers();
+        let tensors = vec![
+            Tensor::given("a", self.channels, self.dtype, &a),
+            Tensor::given("b", self.channels, self.dtype, &b),
+            Tensor::made("y", self.rows, self.channels, self.dtype),
+        ];
+        Some(Work::of(elementwise::product(self.rows, self.channels, [self.dtype; 3], limits)?, tensors, 1))
+    }
+
+    fn expected(&self) -> Vec<Expected> {
+        let [a, b] = self.numbers();
+        let values: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+        // Multiplied by 1 and added to 0 before, which loses nothing, and once rounded.
+        let tolerances = values.iter().map(|value| 2.0 * EPS * value.abs()).collect();
+        vec![Expected::new("y", self.dtype, values, tolerances)]
     }
 }
 
@@ -179,11 +213,17 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
         ("GELU by tanh", pointwise(one(Activation::GeluTanh), 19, 37)),
         ("GELU by tanh far out", Pointwise { spread: 200.0, ..pointwise(one(Activation::GeluTanh), 33, 6) }),
         ("ReLU", pointwise(Elementwise { activation: Activation::Relu, ..plain }, 7, 130)),
+        ("leaky ReLU", pointwise(Elementwise { activation: Activation::LeakyRelu, ..plain }, 9, 131)),
+        ("residual of ESRGAN", pointwise(Elementwise { scale_a: 0.2, ..plain }, 35, 64)),
         ("SiLU far out", Pointwise { spread: 200.0, ..pointwise(one(Activation::Silu), 33, 6) }),
         ("stored as another type", Pointwise { types: [other, dtype, other], ..pointwise(plain, 31, 18) }),
         ("one number", pointwise(plain, 1, 1)),
     ];
     let pointwise = pointwise.into_iter().map(|(what, config)| Case::new("elementwise", what, dtype, config));
+    let products = [("embedding by its deviation", 1, 768), ("product must not reach the padding", 9, 7)];
+    let products = products
+        .into_iter()
+        .map(|(what, rows, channels)| Case::new("elementwise", what, dtype, Product { rows, channels, dtype }));
     let pictures = [
         ("a picture", 48 * 32, None),
         ("pixels not a multiple of four", 131, None),
@@ -194,5 +234,5 @@ pub(super) fn cases(dtype: DType) -> Vec<Case> {
     let pictures = pictures
         .into_iter()
         .map(|(what, pixels, fault)| Case::new("pixels", what, dtype, Picture { pixels, dtype, fault }));
-    joined.chain(pointwise).chain(pictures).collect()
+    joined.chain(pointwise).chain(products).chain(pictures).collect()
 }

@@ -22,6 +22,7 @@ pub(super) fn product(dtype: DType, batch: u32, size: [u32; 2], inputs: u32, out
         padding: [0, 0],
         upsample: false,
         activation: Activation::None,
+        scale: 1.0,
         bias: true,
         row_bias: None,
         residual: false,
@@ -60,6 +61,8 @@ pub fn self_tests(dtype: DType) -> Vec<Case> {
             convolution(Matrix { batch: 1, input: [size[0] * 2, size[1]], output: [size[0] * 2, size[1]], ..even }),
         );
         add("conv2d", "odd", convolution(Matrix { residual: true, ..product(dtype, 2, size, 37, 75) }));
+        let dense = Matrix { second: 23, activation: Activation::LeakyRelu, ..product(dtype, 1, size, 37, 75) };
+        add("conv2d", "two inputs", convolution(Matrix { scale: 0.2, residual: true, ..dense }));
     }
     for rows in [131, 517, 1061, 3083] {
         let linear = |inputs, outputs| product(dtype, 1, [rows, 1], inputs, outputs);

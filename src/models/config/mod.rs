@@ -8,7 +8,10 @@ mod clip;
 mod clip_vision;
 mod dalle;
 mod fields;
+mod movq;
 mod picture;
+mod prior;
+mod rrdb;
 mod t5;
 mod unet;
 mod unet_blocks;
@@ -19,7 +22,10 @@ mod vqgan;
 pub use clip::{Activation, ClipConfig};
 pub use clip_vision::{ClipModelConfig, ClipVisionConfig};
 pub use dalle::{DalleConfig, DalleLayers};
+pub use movq::{MOVQ_GROUPS, MovqConfig};
 pub use picture::{Edges, PicturePreparation, ResizeFilter};
+pub use prior::{PriorConfig, TextProjConfig};
+pub use rrdb::RrdbConfig;
 pub use t5::T5Config;
 pub use unet::{
     Addition, Block, BlockKind, ClassEmbedding, CrossNorm, HiddenProjection, MidBlock, MidKind, TextTimeConfig,

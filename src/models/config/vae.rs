@@ -119,7 +119,7 @@ impl VaeConfig {
 }
 
 /// The layers of a resnet block.
-fn resnet(layer: &mut impl FnMut(&str), path: &str, shortcut: bool) {
+pub(super) fn resnet(layer: &mut impl FnMut(&str), path: &str, shortcut: bool) {
     for part in ["norm1", "conv1", "norm2", "conv2"] {
         layer(&format!("{path}.{part}"));
     }

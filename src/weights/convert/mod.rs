@@ -210,7 +210,7 @@ fn whole_part(file: &Arc<TensorFile>, stored: &str, shape: &[usize], change: Cha
     let count: usize = shape.iter().product();
     let changed = super::file_source::changed_shape(shape, change);
     let (elements, transposed) = match change {
-        Change::Keep | Change::Squeeze => (0..count, false),
+        Change::Keep | Change::Squeeze | Change::SqueezeFront => (0..count, false),
         Change::RowPart(part, _) => {
             let length = changed.iter().product::<usize>();
             (part * length..(part + 1) * length, false)

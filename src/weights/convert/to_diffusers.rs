@@ -45,6 +45,10 @@ pub fn files(file: &Arc<TensorFile>, prediction_type: Option<&str>) -> Result<Ve
     }
     let mut files = vec![("model_index.json".to_string(), Content::Json(index(version, &scheduler)))];
     files.push(("scheduler/scheduler_config.json".into(), Content::Json(scheduler)));
+    if version == Version::X4 {
+        let content = Content::Json(super::super::original_config::low_res_scheduler());
+        files.push(("low_res_scheduler/scheduler_config.json".into(), content));
+    }
     for (number, (layout, part)) in translated.text_encoders.iter().enumerate() {
         let suffix = if number == 0 { "" } else { "_2" };
         let mut config = part.config.clone();
@@ -86,6 +90,13 @@ fn index(version: Version, scheduler: &Value) -> Value {
         index["force_zeros_for_empty_prompt"] = true.into();
         index["text_encoder_2"] = json!(["transformers", text_class(true)]);
         index["tokenizer_2"] = tokenizer;
+    } else if version == Version::X4 {
+        index["_class_name"] = "StableDiffusionUpscalePipeline".into();
+        index["low_res_scheduler"] = json!(["diffusers", "DDPMScheduler"]);
+        index["max_noise_level"] = 350.into();
+        index["safety_checker"] = none.clone();
+        index["watermarker"] = none;
+        index.as_object_mut().map(|parts| parts.remove("image_encoder"));
     } else {
         index["requires_safety_checker"] = false.into();
         index["safety_checker"] = none;
