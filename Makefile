@@ -58,3 +58,4 @@ goldens:
 	$(PYTHON) tools/goldens/esrgan.py
 	$(PYTHON) tools/goldens/resample.py
 	$(PYTHON) tools/goldens/evaluate.py
+	$(PYTHON) tools/goldens/clip.py

@@ -399,7 +399,7 @@ fn open_clips_names_become_those_of_transformers() {
         })
         .collect();
     let lengths = named.iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect();
-    let mut found = open_clip::config_of(&lengths, &shapes, "file").unwrap();
+    let mut found = open_clip::config_of(&lengths, &shapes, &Value::Null, "file").unwrap();
     assert_eq!(found.vision, h14.vision);
     assert_eq!((found.text.eos_token_id, found.text.head_count), (2, 16));
     found.text = h14.text.clone();

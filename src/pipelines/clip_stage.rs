@@ -78,7 +78,7 @@ impl ClipStage {
         let sources: [&dyn Source; 1] = [part.weights.as_ref()];
         let executor = execute(gpu, &graph, &sources)?;
         let eos = part.config.eos_token_id;
-        let ending = Ending { eos, largest: eos == 2 };
+        let ending = Ending { eos };
         let vocabulary = part.config.vocab_size;
         Ok(Self { executor, tokenizer: tokenizer(&part.tokenizer)?, ending, vocabulary })
     }

@@ -13,7 +13,7 @@ use crate::pipelines::denoise::DenoiseStage;
 use crate::pipelines::request::Settings;
 use crate::pipelines::system::Event;
 use crate::tensor::DType;
-use crate::text::ClipTokenizer;
+use crate::text::{ClipTokenizer, pooled_place};
 use crate::weights::checkpoint::{Checkpoint, PipelineClass, TokenizerFiles};
 use crate::weights::{Claims, Source, Weights, pack};
 
@@ -71,8 +71,6 @@ pub(super) struct TextStage {
 /// How an encoder finds the row that it pools.
 pub(super) struct Ending {
     pub eos: u32,
-    /// Old configs name 2 and mean the largest id (transformers `CLIPTextTransformer.forward`).
-    pub largest: bool,
 }
 
 /// What a prompt becomes: vectors of its tokens [1, T, D] and, for SDXL, a pooled one [1, 1, 1, D].
@@ -151,7 +149,7 @@ impl TextStage {
             let tokenizer = tokenizer(&part.tokenizer)?;
             tokenizers.push((tokenizer, part.config.vocab_size));
             let eos = part.config.eos_token_id;
-            ends.push(Ending { eos, largest: eos == 2 });
+            ends.push(Ending { eos });
         }
         let pooled = checkpoint.class == PipelineClass::StableDiffusionXl;
         Ok(Self { executor, tokenizers, ends, pooled })
@@ -202,12 +200,6 @@ pub(super) fn tokenizer(files: &TokenizerFiles) -> Result<ClipTokenizer> {
 impl Ending {
     /// The place of the end token among `ids`.
     pub fn row(&self, ids: &[u32]) -> u32 {
-        let position = if self.largest {
-            let largest = ids.iter().max();
-            ids.iter().position(|id| Some(id) == largest)
-        } else {
-            ids.iter().position(|id| *id == self.eos)
-        };
-        position.unwrap_or(0) as u32
+        pooled_place(ids, self.eos) as u32
     }
 }

@@ -153,13 +153,12 @@ fn file(path: &Path, name: String) -> Result<ClipCheckpoint> {
         file.names().map(|key| (key.to_owned(), file.shape(key).unwrap_or_default().to_vec())).collect();
     let tensors = open_clip::tensors(&stored, &place)?;
     let shapes = tensors.iter().map(|(key, name, change)| (name.clone(), changed_shape(&stored[key], *change)));
-    let mut config = open_clip::config_of(&shapes.collect(), &stored, &place)?;
-    let mut preparation = PicturePreparation::clip(config.vision.image_size as u32);
     let files = Files::Directory(folder.to_path_buf());
     const CONFIG: &str = "open_clip_config.json";
-    if files.list("").iter().any(|name| name == CONFIG) {
-        (config, preparation) = open_clip::corrected(config, &files.json(CONFIG)?, &files.place(CONFIG))?;
-    }
+    let told = files.list("").iter().any(|name| name == CONFIG);
+    let given = if told { files.json(CONFIG)? } else { serde_json::Value::Null };
+    let config = open_clip::config_of(&shapes.collect(), &stored, &given, &place)?;
+    let preparation = open_clip::preparation(&given, config.vision.image_size, &files.place(CONFIG))?;
     let mut source = FileSource::new(place);
     for (key, name, change) in tensors {
         source.add(&name, &file, &key, change)?;

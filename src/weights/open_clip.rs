@@ -76,15 +76,13 @@ pub fn tensors(shapes: &Shapes, place: &str) -> Result<Vec<(String, String, Chan
     Ok(found)
 }
 
-/// The config of a model whose tensors have these shapes under transformers' names. `stored` are the file's own names;
-/// openai/CLIP's own releases have another activation than OpenCLIP's. Heads are counted as in all published models.
+/// The config of a model whose tensors have these shapes under transformers' names. `stored` are the file's own names; `given` is
+/// what an `open_clip_config.json` says, or null. Without one, heads are as wide as in all published models, and the activation
+/// is OpenCLIP's, or openai/CLIP's in its own releases.
 ///
 /// # Errors
-/// A tensor is missing or has another number of axes.
-pub fn config_of(named: &Shapes, stored: &Shapes, place: &str) -> Result<ClipModelConfig> {
-    let openai = OPENAI.iter().any(|key| stored.contains_key(*key));
-    let mut text = original_config::text_encoder(true, named, place)?;
-    text["hidden_act"] = if openai { "quick_gelu" } else { "gelu" }.into();
+/// A tensor is missing or has another number of axes; something that scumble does not implement.
+pub fn config_of(named: &Shapes, stored: &Shapes, given: &Value, place: &str) -> Result<ClipModelConfig> {
     let axes = |name: &str, count: usize| match named.get(name) {
         Some(shape) if shape.len() == count => Ok(shape),
         found => {
@@ -93,23 +91,43 @@ pub fn config_of(named: &Shapes, stored: &Shapes, place: &str) -> Result<ClipMod
             Err(error.expected(format!("{count} axes")).found(found))
         }
     };
+    let openai = OPENAI.iter().any(|key| stored.contains_key(*key));
+    let quick = given["model_cfg"]["quick_gelu"].as_bool().unwrap_or(openai);
+    let activation = if quick { "quick_gelu" } else { "gelu" };
+    let mut text = original_config::text_encoder(true, named, place)?;
+    let width = axes("text_model.embeddings.token_embedding.weight", 2)?[1];
+    let told = given["model_cfg"]["text_cfg"]["heads"].as_u64();
+    text["num_attention_heads"] = heads(width, told, 64, place)?.into();
+    text["hidden_act"] = activation.into();
     let patches = axes("vision_model.embeddings.patch_embedding.weight", 4)?;
     let (width, patch) = (patches[0], patches[3]);
     let places = axes("vision_model.embeddings.position_embedding.weight", 2)?[0];
     let inner = axes("vision_model.encoder.layers.0.mlp.fc1.weight", 2)?[0];
     let layer = |n: &usize| named.contains_key(&format!("vision_model.encoder.layers.{n}.mlp.fc1.weight"));
+    let own = given["model_cfg"]["vision_cfg"]["head_width"].as_u64().map(|width| width as usize);
     let vision = json!({
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": (0..).take_while(layer).count(),
-        "num_attention_heads": (width / head_width(width)).max(1),
+        "num_attention_heads": heads(width, None, own.unwrap_or_else(|| head_width(width)), place)?,
         "image_size": patch.saturating_mul(places.saturating_sub(1).isqrt()),
         "patch_size": patch,
-        "hidden_act": text["hidden_act"],
+        "hidden_act": activation,
     });
     let projection = axes("visual_projection.weight", 2)?[0];
     let config = json!({ "projection_dim": projection, "text_config": text, "vision_config": vision });
     ClipModelConfig::from_json(&config, place)
+}
+
+/// As many heads as are told, or as many of this width as make up all channels.
+fn heads(channels: usize, told: Option<u64>, width: usize, place: &str) -> Result<u64> {
+    let fits = width > 0 && channels > 0 && channels.is_multiple_of(width);
+    told.or(fits.then(|| (channels / width) as u64)).ok_or_else(|| {
+        Error::new("the number of attention heads is not known")
+            .at(place)
+            .expected(format!("a multiple of {width} channels, or an open_clip_config.json beside the file"))
+            .found(channels)
+    })
 }
 
 /// Channels of a head of the published picture encoders (OpenCLIP, `model_configs/`: ViT-H, g, G, e; all others 64).
@@ -123,69 +141,41 @@ fn head_width(width: usize) -> usize {
     }
 }
 
-/// `config`, found from shapes, corrected by an `open_clip_config.json`, and how it wants pictures prepared.
+/// How an `open_clip_config.json` wants pictures of `side` pixels a side prepared.
 ///
 /// # Errors
-/// Something that scumble does not implement.
-pub fn corrected(config: ClipModelConfig, given: &Value, place: &str) -> Result<(ClipModelConfig, PicturePreparation)> {
-    let mut config = config;
-    let model = &given["model_cfg"];
-    let wrong = |field: &str, expected: &str, found: &Value| {
-        Error::new("unsupported config").at(format!("{place}: `{field}`")).expected(expected).found(found)
+/// Something there, of the model too, that scumble does not implement.
+pub fn preparation(given: &Value, side: usize, place: &str) -> Result<PicturePreparation> {
+    let refused = |field: String, expected: &str, found: &Value| {
+        Err(Error::new("unsupported config").at(format!("{place}: `{field}`")).expected(expected).found(found))
     };
-    if let Some(quick) = model["quick_gelu"].as_bool() {
-        use crate::models::config::Activation;
-        let activation = if quick { Activation::QuickGelu } else { Activation::Gelu };
-        (config.text.activation, config.vision.activation) = (activation, activation);
-    }
+    let model = &given["model_cfg"];
+    const ABSENT: [&str; 6] =
+        ["ls_init_value", "hf_model_name", "timm_model_name", "attentional_pool", "norm_kwargs", "act_kwargs"];
     for part in ["vision_cfg", "text_cfg"] {
-        for field in
-            ["ls_init_value", "hf_model_name", "timm_model_name", "attentional_pool", "norm_kwargs", "act_kwargs"]
-        {
+        for field in ABSENT {
             let value = &model[part][field];
-            let neutral = value.is_null() || value == &json!(false) || value == &json!({});
-            if !neutral {
-                return Err(wrong(&format!("{part}.{field}"), "no such field", value));
+            if !(value.is_null() || value == &json!(false) || value == &json!({})) {
+                return refused(format!("model_cfg.{part}.{field}"), "no such field", value);
             }
         }
     }
-    let pool = &model["vision_cfg"]["pool_type"];
-    if !pool.is_null() && pool != "tok" {
-        return Err(wrong("vision_cfg.pool_type", "\"tok\"", pool));
-    }
-    if let Some(heads) = model["text_cfg"]["heads"].as_u64() {
-        config.text.head_count = heads as usize;
-    }
-    if let Some(width) = model["vision_cfg"]["head_width"].as_u64().filter(|width| *width > 0) {
-        config.vision.head_count = config.vision.hidden_size / width as usize;
-    }
-    for (part, heads, width) in [
-        ("text_cfg.heads", config.text.head_count, config.text.hidden_size),
-        ("vision_cfg.head_width", config.vision.head_count, config.vision.hidden_size),
-    ] {
-        if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(wrong(part, &format!("heads that divide {width} channels"), &json!(heads)));
-        }
-    }
-    let side = config.vision.image_size;
     let prepare = &given["preprocess_cfg"];
-    let mode = &prepare["resize_mode"];
-    if !mode.is_null() && mode != "shortest" {
-        return Err(wrong("preprocess_cfg.resize_mode", "\"shortest\"", mode));
+    let words = [
+        ("model_cfg.vision_cfg.pool_type", &model["vision_cfg"]["pool_type"], "tok"),
+        ("preprocess_cfg.resize_mode", &prepare["resize_mode"], "shortest"),
+    ];
+    if let Some((field, found, word)) = words.into_iter().find(|(_, found, word)| !found.is_null() && found != word) {
+        return refused(field.to_owned(), &format!("{word:?}"), found);
     }
-    let resample = match prepare["interpolation"].as_str() {
-        None | Some("bicubic") => 3,
-        Some("bilinear") => 2,
-        Some(_) => {
-            return Err(wrong(
-                "preprocess_cfg.interpolation",
-                "\"bicubic\" or \"bilinear\"",
-                &prepare["interpolation"],
-            ));
-        }
+    let resample = match &prepare["interpolation"] {
+        Value::Null => 3,
+        word if word == "bicubic" => 3,
+        word if word == "bilinear" => 2,
+        other => return refused("preprocess_cfg.interpolation".to_owned(), "\"bicubic\" or \"bilinear\"", other),
     };
     let fields = json!({
         "size": side, "crop_size": side, "resample": resample, "image_mean": prepare["mean"], "image_std": prepare["std"],
     });
-    Ok((config, PicturePreparation::from_json(&fields, place)?))
+    PicturePreparation::from_json(&fields, place)
 }
