@@ -53,6 +53,7 @@ goldens:
 	$(PYTHON) tools/goldens/unets.py
 	$(PYTHON) tools/goldens/imagen.py
 	$(PYTHON) tools/goldens/karlo.py
+	$(PYTHON) tools/goldens/kandinsky.py
 	$(PYTHON) tools/goldens/upscale.py
 	$(PYTHON) tools/goldens/t5.py
 	$(PYTHON) tools/goldens/esrgan.py
