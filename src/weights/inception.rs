@@ -182,7 +182,7 @@ impl Folded {
     fn scales(&self, path: &str, rows: &Range<usize>) -> Result<Vec<f64>> {
         let variances = self.part(path, "running_var", rows)?;
         let weights = if self.scaled { self.part(path, "weight", rows)? } else { vec![1.0; rows.len()] };
-        if let Some(bad) = variances.iter().find(|variance| !(**variance >= 0.0)) {
+        if let Some(bad) = variances.iter().find(|variance| variance.is_nan() || **variance < 0.0) {
             let place = format!("{}: `{path}.bn.running_var`", self.inner.describe());
             return Err(Error::new("a variance below zero").at(place).expected("0 or more").found(bad));
         }
