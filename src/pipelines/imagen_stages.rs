@@ -9,11 +9,12 @@ use crate::graph::executor::{Executor, Resident};
 use crate::graph::{Graph, Shape};
 use crate::kernels::elementwise::{self, Activation, Elementwise};
 use crate::kernels::resampling::{Resampling, Resize};
-use crate::kernels::{Limits, pixels};
+use crate::kernels::Limits;
 use crate::models::generator::context::{self, TextKeys};
 use crate::models::generator::unet::{self, Conditioning};
 use crate::models::nn;
 use crate::pipelines::denoiser::{Denoiser, Run};
+use crate::pipelines::pixels::{self, PixelsStage};
 use crate::pipelines::request::Request;
 use crate::pipelines::stages::{Side, execute};
 use crate::sampling::{AysList, Program, SamplerKind, ScheduleKind, SchedulerConfig, published};
@@ -196,7 +197,7 @@ impl Graphs {
                 Resampling::new(Resize::Bilinear { align_corners: true }, from, [settings.height, settings.width]);
             mixed(settings.noising, Some(&tables), limits, precision, from)
         });
-        Ok(Self { text, unet: g, low, pixels: pixels_graph(settings, limits) })
+        Ok(Self { text, unet: g, low, pixels: pixels::graph([settings.height, settings.width], limits) })
     }
 
     /// All of them by name.
@@ -231,27 +232,11 @@ pub(super) fn mixed(
     g
 }
 
-/// The finished sample as bytes.
-fn pixels_graph(settings: &StageSettings, limits: Limits) -> Graph {
-    let mut g = Graph::new(DType::F32, limits);
-    let picture = g.input("picture", Shape::new(1, settings.height, settings.width, 3), DType::F32);
-    let positions = g.shape(picture).positions();
-    let quads = Shape::new(1, positions.div_ceil(4), 1, 4);
-    match pixels::call(positions, DType::F32, g.limits()) {
-        Some(call) => {
-            let packed = g.push("pixels", call, vec![picture.into()], quads, DType::F32);
-            g.output("pixels", packed);
-        }
-        None => g.fail(Error::new("the picture does not fit the adapter").at("pixels").found(quads)),
-    }
-    g
-}
-
 /// A stage on the GPU, with its solver.
 pub(super) struct PixelStage {
     pub denoiser: Denoiser,
     low: Option<Executor>,
-    pixels: Executor,
+    pixels: PixelsStage,
     batch: u32,
 }
 
@@ -281,7 +266,7 @@ impl PixelStage {
         let shared: Vec<(&str, &Resident)> = keys.iter().map(|(path, resident)| (*path, resident)).collect();
         let denoiser = Denoiser::new(gpu, &graphs.unet, &shared, &weights, settings.run(3))?;
         let low = graphs.low.as_ref().map(|graph| execute(gpu, graph, &[])).transpose()?;
-        let pixels = execute(gpu, &graphs.pixels, &[])?;
+        let pixels = PixelsStage::new(gpu, [settings.height, settings.width])?;
         Ok(Self { denoiser, low, pixels, batch })
     }
 
@@ -303,11 +288,7 @@ impl PixelStage {
 
     /// Red, green and blue of every pixel of [1, 3, H, W]. Blocks.
     pub fn pixels(&self, picture: &HostTensor) -> Result<Vec<u8>> {
-        self.pixels.write("picture", &picture.channels_last())?;
-        self.pixels.run();
-        let count = picture.data.len() / 3;
-        let packed = self.pixels.read_bytes("pixels", (count * 4) as u64)?;
-        Ok(packed.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect())
+        self.pixels.run(picture)
     }
 
     /// Bytes on the GPU.
