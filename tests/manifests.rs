@@ -237,6 +237,27 @@ fn build_text(tensors: Tensors, config: &ClipConfig) -> Result<()> {
     })
 }
 
+/// The x4 upscaler's autoencoder has one level less: its decoder's tensors, the others being its encoder's.
+#[test]
+fn the_upscalers_decoder_takes_every_published_tensor() {
+    let levels = |word: &str| vec![word.to_owned(); 3];
+    let config = json!({
+        "block_out_channels": [128, 256, 512], "down_block_types": levels("DownEncoderBlock2D"), "latent_channels": 4,
+        "layers_per_block": 2, "scaling_factor": 0.08333, "up_block_types": levels("UpDecoderBlock2D"),
+    });
+    let config = VaeConfig::from_json(&config, "vae/config.json").unwrap();
+    let encoder = config.encoder_names();
+    let all = manifest("SD_x4_VAE_f4");
+    assert!(encoder.iter().all(|name| all.iter().any(|(found, _)| found == name)));
+    let decoded = all.into_iter().filter(|(name, _)| !encoder.contains(name)).collect();
+    build(decoded, |g, w| {
+        let latent = g.input("latent", Shape::new(1, 64, 96, 4), DType::F32);
+        let picture = vae::decode(g, w, &config, latent);
+        assert_eq!(g.shape(picture), Shape::new(1, 256, 384, 3));
+    })
+    .unwrap();
+}
+
 #[test]
 fn unets_take_every_published_tensor() {
     build_unet(manifest("SD1.5_UNet_512px_64x64"), &sd_unet(&json!({}))).unwrap();
