@@ -173,7 +173,6 @@ fn request(args: &GenerateArgs, seed: u64, latents: Option<HostTensor>) -> Reque
         prior_steps: args.prior_steps,
         prior_guidance_scale: args.prior_cfg_scale,
         noise_level: args.noise_level,
-        ..Request::default()
     }
 }
 

@@ -37,7 +37,8 @@ impl Prompts {
             Self::Embedded => pictures.iter().map(|picture| embedded(picture)).collect(),
             Self::Path(path) if path.is_dir() => {
                 let text = |picture: &PathBuf| {
-                    let name = Path::new(picture.file_stem().unwrap_or_default()).with_added_extension("txt");
+                    let mut name = picture.file_stem().unwrap_or_default().to_owned();
+                    name.push(".txt");
                     let path = path.join(name);
                     if !path.is_file() {
                         let error = Error::new("a picture without a prompt").at(picture.display());

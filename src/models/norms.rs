@@ -100,7 +100,7 @@ pub fn group_norm_with(g: &mut Graph, w: &Weights<'_>, x: Value, options: Norm) 
 
 /// The grid of cells of `factor` by `factor` places, of which the shape must be whole.
 fn divided(shape: Shape, factor: u32) -> Shape {
-    assert!(shape.height % factor == 0 && shape.width % factor == 0, "{shape} in cells of {factor}");
+    assert!(shape.height.is_multiple_of(factor) && shape.width.is_multiple_of(factor), "{shape} in cells of {factor}");
     Shape { height: shape.height / factor, width: shape.width / factor, ..shape }
 }
 

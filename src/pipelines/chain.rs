@@ -40,7 +40,7 @@ impl Chain {
         if links.is_empty() {
             return Err(Error::usage("a chain without a system"));
         }
-        for link in links.iter().skip(1).filter(|link| !link.kind.takes_picture()) {
+        if let Some(link) = links.iter().skip(1).find(|link| !link.kind.takes_picture()) {
             return Err(no_enlarger("--then", &format!("{}, {}", link.system.name(), link.kind)));
         }
         Ok(Self { gpu, links })

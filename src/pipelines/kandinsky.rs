@@ -149,8 +149,8 @@ enum Phase {
 /// The stage on the GPU.
 enum Loaded {
     Nothing,
-    Prior(PriorStage),
-    Picture(Denoiser),
+    Prior(Box<PriorStage>),
+    Picture(Box<Denoiser>),
 }
 
 /// Pictures in the making.
@@ -239,13 +239,13 @@ impl KandinskyDrawing {
         let loaded = match stage {
             Stage::Prior => {
                 let texts = self.prior_texts();
-                Loaded::Prior(PriorStage::new(gpu, &checkpoint.prior, &settings.prior, *precision, &texts)?)
+                Loaded::Prior(Box::new(PriorStage::new(gpu, &checkpoint.prior, &settings.prior, *precision, &texts)?))
             }
             Stage::Picture => {
                 let away = self.away.as_ref().or(self.embeddings.get(1));
                 let sides = [away.filter(|_| settings.guided()), self.embeddings.first()];
                 let sides: Vec<&Resident> = sides.into_iter().flatten().collect();
-                Loaded::Picture(load_unet(gpu, checkpoint, settings, *precision, &sides)?)
+                Loaded::Picture(Box::new(load_unet(gpu, checkpoint, settings, *precision, &sides)?))
             }
         };
         let bytes = match &loaded {

@@ -149,8 +149,8 @@ enum Phase {
 /// The stage on the GPU.
 enum Loaded {
     Nothing,
-    Prior(PriorStage),
-    Picture(Denoiser),
+    Prior(Box<PriorStage>),
+    Picture(Box<Denoiser>),
 }
 
 /// Pictures in the making.
@@ -233,11 +233,11 @@ impl KarloDrawing {
         let settings = &self.settings;
         self.loaded = match stage {
             Stage::Prior => {
-                Loaded::Prior(PriorStage::new(gpu, &checkpoint.prior, &settings.prior, *precision, &texts)?)
+                Loaded::Prior(Box::new(PriorStage::new(gpu, &checkpoint.prior, &settings.prior, *precision, &texts)?))
             }
             Stage::Decoder => {
                 let image = self.embedding.as_ref().ok_or_else(missing)?;
-                Loaded::Picture(load_decoder(gpu, checkpoint, settings, *precision, (&texts, image))?)
+                Loaded::Picture(Box::new(load_decoder(gpu, checkpoint, settings, *precision, (&texts, image))?))
             }
             Stage::First | Stage::Last => {
                 if stage == Stage::First {
@@ -247,7 +247,7 @@ impl KarloDrawing {
                 let part = &checkpoint.super_resolution[usize::from(stage == Stage::Last)];
                 let standing = self.standing.take();
                 let given = (self.low.as_ref().ok_or_else(missing)?, standing.as_ref());
-                Loaded::Picture(load_super_resolution(gpu, part, settings, *precision, given)?)
+                Loaded::Picture(Box::new(load_super_resolution(gpu, part, settings, *precision, given)?))
             }
         };
         let bytes = match &self.loaded {
