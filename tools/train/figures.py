@@ -82,11 +82,11 @@ def main():
     inception_file = out / "inception.safetensors"
     if not inception_file.exists():
         import inception
-        save_file({k: v.contiguous() for k, v in inception.state().items()}, inception_file)
+        save_file({k: v.contiguous() for k, v in inception.state().items() if v.is_floating_point()}, inception_file)
     rows = []
     for folder, title in [*SYSTEMS, ("true", "the true pictures"), ("others", "true pictures of other names")]:
         score = json.loads(program(given.program, "evaluate", "clip-score", out / folder, out / "prompts.txt", "--clip", ROOT / "assets" / "emoji-clip", "--retrieval", "--json"))
-        row = [title, f"{score['value']:.1f}", f"{score['retrieval']['found']} of {len(names)}"]
+        row = [title, f"{score['value']:.1f}", f"{score['retrieval']['top_1'] * len(names):.0f}"]
         for measure in ("fid", "kid"):
             value = "0" if folder == "true" else None
             if value is None:
