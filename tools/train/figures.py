@@ -2,7 +2,7 @@
 
 usage: figures.py PROGRAM [--names N] [--out FOLDER] [--reuse]
 
-N/2 favoured names (iconic.txt) and N/2 others, one from each of N/2 equal stretches of the list, chosen by a seed; picture k has seed k. Compared with the true
+N (up to 64) names, half of them favoured (iconic.txt), chosen by a seed from stretches all over the list; picture k has seed k, and a larger N begins with the same pictures. Compared with the true
 pictures on white, 128 x 128, which prep.py renders (EMOJI_WORK tells where). As a scale, N other true pictures are measured as if they were drawn for the same names.
 CLIP score and retrieval: the small CLIP of assets/emoji-clip (clip.py). FID and KID: 64 channels of an Inception with random weights (tools/goldens/inception.py).
 --reuse keeps pictures that are there already: only for a run that was broken off, since it does not see whether the models have changed.
@@ -19,18 +19,20 @@ sys.path[:0] = [str(HERE), str(ROOT / "tools" / "goldens")]
 from common import COLORS, composite, iconic, load  # noqa: E402
 
 SYSTEMS = [("emoji", "Stable Diffusion, `emoji`"), ("emoji-dalle", "DALL-E, `emoji-dalle`"), ("emoji-imagen", "Imagen, `emoji-imagen`")]
-SEED = 20261129
+SEED, MOST = 20261129, 64
+TEXT = """{count} emoji names, half of them favoured in training, drawn by each system. The CLIP is a small one of our own, trained on the same emoji (`assets/emoji-clip`), and the Inception's
+weights are seeded random numbers: these figures compare the three systems with each other and with nothing published. FID and KID are against the true pictures of the
+same names, on 64 channels; the last row, other true pictures measured as if drawn for these names, shows what pictures score that are good but wrong.
+"""
 
 
 def choose(items, count, rng):
-    """indices of `count` names, and of as many others"""
-    favoured = iconic(items)
-    first, second = [], []
+    """indices of `count` names, favoured and others in turn, and of as many further ones; a larger count begins with the same names"""
+    favoured, pairs = iconic(items), []
     for group in (np.flatnonzero(favoured), np.flatnonzero(~favoured)):
-        for stretch in np.array_split(group, count // 2):
-            a, b = rng.choice(stretch, 2, replace=False)
-            first.append(a), second.append(b)
-    return first, second
+        pairs.append(rng.permutation([rng.choice(stretch, 2, replace=False) for stretch in np.array_split(group, MOST // 2)]))
+    both = np.stack(pairs, 1).reshape(MOST, 2)[:count]
+    return both[:, 0], both[:, 1]
 
 
 def program(binary, *words):
@@ -71,6 +73,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("target/figures"))
     parser.add_argument("--reuse", action="store_true")
     given = parser.parse_args()
+    if not 2 <= given.names <= MOST: parser.error(f"--names: expected 2 to {MOST}, found {given.names}")
     pre, alpha, items = load()
     first, second = choose(items, given.names, np.random.default_rng(SEED))
     names = [items[i]["name"] for i in first]
@@ -95,6 +98,7 @@ def main():
             row.append(value)
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
+    print(TEXT.format(count=len(names)))
     print(f"| {len(names)} pictures | CLIP score | own name fits best | FID | 1000 KID |\n|---|---|---|---|---|")
     for row in rows: print("| " + " | ".join(row) + " |")
 
