@@ -151,7 +151,9 @@ def swap(r, spec):
         if schedule in ("karras", "exponential"):
             more = {f"use_{k}_sigmas": k == schedule for k in ("karras", "exponential")}
         else:
-            more = dict(timestep_spacing="trailing" if schedule == "sgm_uniform" else schedule)
+            # A word for strides means them, whatever curve the model's config has.
+            more = {f"use_{k}_sigmas": False for k in ("karras", "exponential") if name in SIGMA_SCHEDULES}
+            more["timestep_spacing"] = "trailing" if schedule == "sgm_uniform" else schedule
     return dict(sampler=name, schedule=schedule, cls=cls, arguments=extra | more)
 
 
