@@ -28,11 +28,12 @@ demo:
 	$(TARGET)/release/scumble generate "$(DEMO_PROMPT)" --seed $(DEMO_SEED) --output $(DEMO_PICTURE)
 
 # The tests fail on a machine without an adapter; the built program is asked for one first, which installs a driver where that can be done.
+# It is built with the tests: by itself its dependencies would be compiled twice, since the tests ask naga for more.
 # Mesa keeps compiled shaders in the user's cache folder; the tests leave theirs under target/.
 test: export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/target/mesa-shader-cache
 test:
 	@tools/ensure-vulkan.sh
-	$(CARGO) build --locked
+	$(CARGO) test --locked --no-run
 	@tools/ensure-vulkan.sh $(TARGET)/debug/scumble
 	$(CARGO) test --locked
 
