@@ -4,7 +4,7 @@ usage: figures.py PROGRAM [--names N] [--out FOLDER] [--reuse]
 
 N (up to 64) names, half of them favoured (iconic.txt), chosen by a seed from stretches all over the list; picture k has seed k, and a larger N begins with the same pictures. Compared with the true
 pictures on white, 128 x 128, which prep.py renders (EMOJI_WORK tells where). As a scale, N other true pictures are measured as if they were drawn for the same names.
-CLIP score and retrieval: the small CLIP of assets/emoji-clip (clip.py). FID and KID: 64 channels of an Inception with random weights (tools/goldens/inception.py).
+CLIP score and retrieval: the small CLIP of assets/emoji-clip (clip.py). FID: 64 channels of an Inception with random weights (tools/goldens/inception.py).
 --reuse keeps pictures that are there already: only for a run that was broken off, since it does not see whether the models have changed.
 """
 import argparse, json, os, subprocess, sys, time
@@ -21,8 +21,8 @@ from common import COLORS, composite, iconic, load  # noqa: E402
 SYSTEMS = [("emoji", "Stable Diffusion, `emoji`"), ("emoji-dalle", "DALL-E, `emoji-dalle`"), ("emoji-imagen", "Imagen, `emoji-imagen`")]
 SEED, MOST = 20261129, 64
 TEXT = """{count} emoji names, half of them favoured in training, drawn by each system. The CLIP is a small one of our own, trained on the same emoji (`assets/emoji-clip`), and the Inception's
-weights are seeded random numbers: these figures compare the three systems with each other and with nothing published. FID and KID are against the true pictures of the
-same names, on 64 channels; the last row, other true pictures measured as if drawn for these names, shows what pictures score that are good but wrong.
+weights are seeded random numbers: these figures compare the three systems with each other and with nothing published. FID is against the true pictures of the
+same names, on 64 channels; the last row, other true pictures measured as if drawn for these names, shows what pictures score that are good but wrong. FID of so few pictures is rough.
 """
 
 
@@ -90,16 +90,15 @@ def main():
     for folder, title in [*SYSTEMS, ("true", "the true pictures"), ("others", "true pictures of other names")]:
         score = json.loads(program(given.program, "evaluate", "clip-score", out / folder, out / "prompts.txt", "--clip", ROOT / "assets" / "emoji-clip", "--retrieval", "--json"))
         row = [title, f"{score['value']:.1f}", f"{score['retrieval']['top_1'] * len(names):.0f}"]
-        for measure in ("fid", "kid"):
-            value = "0" if folder == "true" else None
-            if value is None:
-                found = json.loads(program(given.program, "evaluate", measure, out / "true", out / folder, "--inception", inception_file, "--dims", 64, "--json"))
-                value = f"{found['value']:.3g}" if measure == "fid" else f"{1000 * found['value']:.3g}"
-            row.append(value)
+        if folder == "true":
+            row.append("0")
+        else:
+            found = json.loads(program(given.program, "evaluate", "fid", out / "true", out / folder, "--inception", inception_file, "--dims", 64, "--json"))
+            row.append(f"{found['value']:.3f}")
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     print(TEXT.format(count=len(names)))
-    print(f"| {len(names)} pictures | CLIP score | own name fits best | FID | 1000 KID |\n|---|---|---|---|---|")
+    print(f"| {len(names)} pictures | CLIP score | own name fits best | FID |\n|---|---|---|---|")
     for row in rows: print("| " + " | ".join(row) + " |")
 
 
