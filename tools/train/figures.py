@@ -91,7 +91,7 @@ def main():
         score = json.loads(program(given.program, "evaluate", "clip-score", out / folder, out / "prompts.txt", "--clip", ROOT / "assets" / "emoji-clip", "--retrieval", "--json"))
         row = [title, f"{score['value']:.1f}", f"{score['retrieval']['top_1'] * len(names):.0f}"]
         if folder == "true":
-            row.append("0")
+            row.append("-")
         else:
             found = json.loads(program(given.program, "evaluate", "fid", out / "true", out / folder, "--inception", inception_file, "--dims", 64, "--json"))
             row.append(f"{found['value']:.3f}")
