@@ -252,10 +252,6 @@ def case_kandinsky(r, folder):
         norm_num_groups=groups, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4), r.randrange(1 << 30))
     with torch.no_grad():
         movq.decoder.conv_out.weight *= 0.4
-        # Every norm multiplies by what it makes of a latent; at full gain diffusers' pictures in f32 and f64 can be 67 dB apart.
-        for name, p in movq.named_parameters():
-            if name.endswith("conv_y.weight"):
-                p *= 0.3
     if r.random() < 0.5:
         scheduler = diffusers.DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     else:
