@@ -11,6 +11,7 @@ from common import *
 from recolour import TO, tint
 from train_vae import pyramid_loss
 import fastnorm
+from muon import Muon
 
 
 def discriminator():
@@ -41,7 +42,7 @@ class Data:
 @torch.no_grad()
 def figure(m, D):
     x = torch.from_numpy(np.stack([D.picture(k) for k in D.held])).permute(0, 3, 1, 2); z = torch.from_numpy(D.lat[D.held].astype(np.float32)) / m.config.scaling_factor
-    r = torch.cat([m.decode(c.contiguous(memory_format=torch.channels_last)).sample.float() for c in z.split(8)]).clamp(-1, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16): r = torch.cat([m.decode(c.contiguous(memory_format=torch.channels_last)).sample.float() for c in z.split(8)]).clamp(-1, 1)
     e = lambda a: (a[:, :, 1:] - a[:, :, :-1]).abs().mean() + (a[..., 1:] - a[..., :-1]).abs().mean()
     return f"PSNR {(10 * torch.log10(4 / ((r - x) ** 2).mean((1, 2, 3)))).mean():.2f} L1 {(r - x).abs().mean():.4f} edge {e(r) / e(x):.3f}"
 
@@ -52,15 +53,14 @@ def main(T):
     m = AutoencoderKL.from_pretrained(f"{WORK}/vae", torch_dtype=torch.float32).to(memory_format=torch.channels_last); m.requires_grad_(False)
     ps = list(m.decoder.parameters()) + list(m.post_quant_conv.parameters()); [p.requires_grad_(True) for p in ps]; ema = [p.data.clone() for p in ps]
     D = Data(1); sf = m.config.scaling_factor; net = discriminator(); print("before", figure(m, D), flush=True)
-    opt = torch.optim.AdamW(ps, lr=1e-3, betas=(.9, .99), weight_decay=0., fused=True); dopt = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(.5, .99), weight_decay=0., fused=True)
+    opt = Muon([(ps, 1.)]); dopt = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(.5, .99), weight_decay=0., fused=True)
     LR, ADV, NZ, FULL = (float(os.environ.get(k, v)) for k, v in (("LR", "7e-4"), ("ADV", ".25"), ("NZ", ".1"), ("FULL", ".6")))
     n = 0; start = last = saved = time.time(); acc = []
     while True:
         fr = (time.time() - start) / T
         if fr >= 1: break
         lr = LR * min(1, (n + 1) / 50) * max(.01, .5 * (1 + math.cos(math.pi * fr)))
-        for o in (opt, dopt):
-            for g in o.param_groups: g["lr"] = lr
+        for g in dopt.param_groups: g["lr"] = lr
         x, z = D.batch(*((12, 64) if fr < FULL else (3, 128)))
         z = (z + NZ * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)) / sf
         with torch.autocast("cpu", dtype=torch.bfloat16): o = m.decode(z).sample
@@ -69,7 +69,7 @@ def main(T):
             if fr > .1:  # the adversarial gradient gets a fixed share of the other's size
                 net.requires_grad_(False); a, = torch.autograd.grad(-net(y).float().mean(), y); g = g + ADV * g.norm() / a.norm().clamp(min=1e-12) * a; net.requires_grad_(True)
             d = F.relu(1 - net(x).float()).mean() + F.relu(1 + net(y.detach()).float()).mean()
-        opt.zero_grad(); o.backward(g.to(o.dtype)); torch.nn.utils.clip_grad_norm_(ps, 1.); opt.step()
+        opt.zero_grad(); o.backward(g.to(o.dtype)); torch.nn.utils.clip_grad_norm_(ps, 1.); opt.step(lr)
         dopt.zero_grad(); d.backward(); dopt.step(); n += 1
         torch._foreach_lerp_(ema, [p.data for p in ps], 1 - min(.997, (n + 20) / (n + 40)))
         acc.append([l1.item(), tot.item(), d.item()])

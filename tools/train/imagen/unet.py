@@ -8,6 +8,7 @@ import shutil, time
 from data import *
 import torch.nn.functional as F
 import fastnorm
+from muon import Muon
 
 SHARED = dict(act_fn="gelu", addition_embed_type="text", addition_embed_type_num_heads=4, attention_head_dim=32, cross_attention_dim=128, cross_attention_norm="group_norm", encoder_hid_dim=128,
               encoder_hid_dim_type="text_proj", mid_block_type="UNetMidBlock2DSimpleCrossAttn", norm_eps=1e-5, norm_num_groups=16, out_channels=6, resnet_time_scale_shift="scale_shift", layers_per_block=1)
@@ -63,13 +64,13 @@ def main(stage, T):
     torch.manual_seed(seed); fresh = seen == 0
     print(stage, "unet", sum(p.numel() for p in ps) / 1e6, "text", sum(p.numel() for p in te.parameters()) / 1e6, flush=True)
     D = Data(32 if stage == "I" else 128, float(os.environ.get("SHARE", ".85")), seed, float(os.environ.get("TINTS", "0"))); K = tables()
-    opt = torch.optim.AdamW([dict(params=ps[:len(ps) - len(tp)], k=1.)] + ([dict(params=tp, k=learn)] if tp else []), lr=1e-3, betas=(.9, .99), weight_decay=0., fused=True); LR = float(os.environ.get("LR", "1.5e-3"))
+    opt = Muon([(ps[:len(ps) - len(tp)], 1.)] + ([(tp, learn)] if tp else []), [m.weight for m in te.modules() if isinstance(m, torch.nn.Embedding)]); LR = float(os.environ.get("LR", "1.5e-3"))
     fastnorm.fuse_out(un); t0 = last = saved = time.time(); n = 0; acc = []; bins = np.zeros((5, 2)); FULL, HOLD = (float(os.environ.get(k, v)) for k, v in (("FULL", ".7"), ("HOLD", ".4")))
     while True:
         fr = (time.time() - t0) / T
         if fr >= 1: break
-        for g in opt.param_groups: g["lr"] = g["k"] * LR * min(1, (n + 1) / (100 if fresh else 25)) * min(1, max(.01, (1 - fr) / (1 - HOLD)))
-        B = (16 if fr < max(.6, HOLD) else 32) if stage == "I" else (12 if fr < FULL else 4)
+        lr = LR * min(1, (n + 1) / (100 if fresh else 25)) * min(1, max(.01, (1 - fr) / (1 - HOLD)))
+        B = int(os.environ.get("BATCH", "32")) if stage == "I" else (12 if fr < FULL else 4)
         ids, cs, caps = D.pick(B); x = D.pictures(ids, cs); kw = {}
         t = ((torch.arange(B) + torch.rand(B)) * (1000 / B)).long().clamp(0, 999)[torch.randperm(B)]
         if stage == "I": t = torch.where(torch.rand(B) < .3, 400 + t * 6 // 10, t)  # the noisy half, where the text decides, more often
@@ -93,7 +94,7 @@ def main(stage, T):
         kl = .5 * (-1 + lp - g("logv") + torch.exp(g("logv") - lp) + (g("c0") * (x - x0)) ** 2 * torch.exp(-lp)).mean((1, 2, 3))
         loss = l.mean() + .01 * kl[t > 0].clamp(max=20).mean() if (t > 0).any() else l.mean()
         opt.zero_grad(); loss.backward(); gn = torch.nn.utils.clip_grad_norm_(ps, 1.); n += 1
-        if torch.isfinite(gn): opt.step(); seen += B
+        if torch.isfinite(gn): opt.step(lr); seen += B
         with torch.no_grad():
             if n % 4 == 0: torch._foreach_lerp_(ema, [p.data for p in ps], 1 - min(.985, (n + 100 * (not fresh)) / (n + 100 * (not fresh) + 40)))
             acc.append([l.mean().item(), kl.mean().item(), gn.item()])
