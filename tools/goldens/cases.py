@@ -129,4 +129,4 @@ def unicode_prompt():
 CASES = dict(
     sd1=sd1, sd2_v=sd2_v, sdxl=sdxl, sdxl_turbo=sdxl_turbo, lcm=lcm, rescale=rescale, long_prompt=long_prompt, unicode_prompt=unicode_prompt
 )
-EMOJI = dict(prompt="red apple", height=128, width=128, steps=20, guidance=3.0, seed=0)
+EMOJI = dict(prompt="red apple on a blue background", height=128, width=128, steps=20, guidance=3.0, seed=0)
