@@ -2,7 +2,7 @@
 
 usage: unet.py I|II SECONDS   (resumes from WORK/unetI.pt or unetII.pt). Stage II trains on crops of 64, in the last part on whole pictures.
 unet.py --from-assets DIR     writes WORK/unetI.pt, unetII.pt, t5.pt and t5/ from an exported model, to go on from them.
-With TEXT=k (stage I) the text encoder learns too, at k times the rate, and WORK/t5.pt gets its averaged weights. SHARE: of the favoured subjects; HOLD: part of the time before the rate falls; TINTS: of tinted pictures.
+With TEXT=k (stage I) the text encoder learns too, at k times the rate, and WORK/t5.pt gets its averaged weights. BATCH (stage I). SHARE: of the favoured subjects; HOLD: part of the time before the rate falls; TINTS: of tinted pictures.
 """
 import shutil, time
 from data import *
