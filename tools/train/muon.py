@@ -15,7 +15,7 @@ def orthogonal(g, steps=5):
 
 
 class Muon:
-    """groups: [(parameters, factor on the rate)]; names of no matrix: embeddings, which the caller puts into `plain`"""
+    """groups: [(parameters, factor on the rate)]; plain: matrices that are AdamW's all the same, such as embeddings"""
 
     def __init__(s, groups, plain=(), momentum=.95):
         ids = {id(p) for p in plain}; s.momentum = momentum; s.sets = {}; rest = []
